@@ -1,0 +1,1 @@
+//! The gateway as a library, for the binary and the tests.

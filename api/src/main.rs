@@ -1,0 +1,2 @@
+//! The m40llm binary.
+fn main() {}

@@ -1,0 +1,50 @@
+//! What can go wrong, in the caller's words.
+
+use crate::{gguf::GgufError, text::TextError};
+
+/// A failure to load or to run a model.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum EngineError {
+    /// The file is not a usable GGUF.
+    #[error("{0}")]
+    Gguf(#[from] GgufError),
+    /// Tokenizer or template metadata is not usable, or a template failed.
+    #[error("{0}")]
+    Text(#[from] TextError),
+    /// Metadata and tensors do not make a model this engine runs. Names the key or the tensor.
+    #[error("{0}")]
+    Model(String),
+    /// The backend failed. Names the call and what to do.
+    #[error("{0}")]
+    Backend(String),
+    /// The configuration asks for what cannot be had.
+    #[error("{0}")]
+    Config(String),
+}
+
+/// Why a request was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// `--max-queue` requests are waiting already.
+    #[error("the queue is full ({0} requests are waiting)")]
+    QueueFull(usize),
+    /// The engine is finishing its last requests.
+    #[error("the server is shutting down")]
+    Draining,
+    /// The prompt, with `max_tokens` when given, does not fit the context.
+    #[error("{requested} tokens were asked for ({prompt} in the prompt), the context holds {limit}")]
+    ContextLength {
+        /// Tokens in the prompt.
+        prompt: usize,
+        /// Prompt and `max_tokens` together.
+        requested: usize,
+        /// The served context length.
+        limit: usize,
+    },
+    /// A prompt token id is outside the vocabulary, or the prompt is empty.
+    #[error("{0}")]
+    InvalidPrompt(String),
+    /// The worker has ended.
+    #[error("the engine has stopped: {0}")]
+    Stopped(String),
+}

@@ -1,0 +1,34 @@
+//! GGUF inference in process: FP16 storage, FP32 compute, paged KV, continuous batches.
+//!
+//! The way of a request, one direction only:
+//! [`Engine::submit`] → `worker` → `sched` plans a [`sched::Batch`] → `model::Decoder` over a
+//! [`backend::Backend`] → `sampling` → detokenise and stop → the request's own channel.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`gguf`] | mapping, checked parsing, metadata, tensors, block formats |
+//! | [`text`] | tokenizer, chat templates, streaming detokeniser, stop matcher |
+//! | [`model`] | configuration from metadata, weights by name, the decoder written once |
+//! | [`sched`] | integers only: sequences, block pool, batches |
+//! | [`backend`] | the `Backend` trait and its implementations |
+//! | [`sampling`] | logits and parameters to a token |
+//! | [`handle`], `worker` | the public handle and the thread behind it |
+//!
+//! Knows nothing of HTTP or of anybody's JSON.
+
+pub mod backend;
+pub mod error;
+pub mod gguf;
+pub mod handle;
+pub mod model;
+pub mod sampling;
+pub mod sched;
+pub mod text;
+mod worker;
+
+pub use error::{EngineError, SubmitError};
+pub use handle::{
+    BackendChoice, Engine, EngineConfig, Event, FinishReason, GenerateRequest, Generation, LoadProgress, ModelInfo, Stats,
+    TokenLogprob, Usage, TokenOut
+};
+pub use sampling::SamplingParams;
