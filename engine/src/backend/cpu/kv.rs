@@ -15,7 +15,7 @@
 use half::{f16, slice::HalfFloatSliceExt};
 use memmap2::MmapMut;
 
-use crate::{backend::Shape, error::EngineError, handle::KvType, sched::BLOCK_TOKENS};
+use crate::{backend::Shape, error::EngineError, config::KvType, sched::BLOCK_TOKENS};
 
 /// Numbers along a head that share a scale in `Q8`.
 pub(super) const GROUP: usize = 32;
