@@ -1,9 +1,14 @@
 //! Text in and out: tokenizer, chat templates, streaming detokeniser, stop matcher.
 
+mod bpe;
 mod detokenizer;
+mod keys;
+mod pretokenizer;
+mod spm;
 mod stop;
 mod template;
 mod tokenizer;
+mod vocab;
 
 pub use detokenizer::Detokenizer;
 pub use stop::{StopMatcher, StopOutcome};

@@ -27,7 +27,11 @@ pub struct ChatTemplate {}
 
 impl ChatTemplate {
     /// The template that `format` chooses for this model; `None` for `Raw`. An error says what to choose.
-    pub fn choose(format: PromptFormat, metadata: &Metadata, tokenizer: &Tokenizer) -> Result<Option<Self>, TextError> {
+    pub fn choose(
+        format: PromptFormat,
+        metadata: &Metadata,
+        tokenizer: &Tokenizer,
+    ) -> Result<Option<Self>, TextError> {
         unimplemented!()
     }
     /// Renders `messages` (objects with `role`, `content`, `tool_calls`, … as OpenAI has them) and
