@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use m40llm_engine::{BackendChoice, EngineConfig, handle::KvType, text::PromptFormat};
+use m40llm_engine::{BackendChoice, EngineConfig, KvType, text::PromptFormat};
 
 /// Where a server listens, and where `health` asks.
 pub(crate) const DEFAULT_ADDR: &str = "127.0.0.1:58439";
@@ -50,6 +50,10 @@ impl fmt::Display for Addr {
         f.write_str(&self.0)
     }
 }
+
+/// `--cors-origins`: a list, in a type of its own as clap takes a plain `Vec` for a repeated flag.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Origins(Vec<String>);
 
 /// Flags of every command that loads a model.
 #[derive(Debug, Default, clap::Args)]
@@ -97,6 +101,10 @@ pub(crate) struct ServeArgs {
     /// How chat messages become a prompt, where a request does not say [default: auto]
     #[arg(long, value_name = "FORMAT", value_parser = prompt_format)]
     prompt_format: Option<PromptFormat>,
+    /// Pages that may call from a browser, comma-separated origins; * is any
+    /// [default: pages served from loopback addresses]
+    #[arg(long, value_name = "LIST", value_parser = cors_origins)]
+    cors_origins: Option<Origins>,
     /// Serve whoever asks, on any address
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           value_parser = boolean)]
@@ -130,6 +138,8 @@ pub(crate) struct ServeConfig {
     pub model_alias: Option<String>,
     /// The server's default.
     pub prompt_format: PromptFormat,
+    /// Origins of pages that may call; empty: those served from loopback addresses.
+    pub cors_origins: Vec<String>,
     /// Serve whoever asks.
     pub no_auth: bool,
 }
@@ -185,6 +195,7 @@ impl ServeArgs {
             prompt_format: layers
                 .pick(self.prompt_format, "prompt-format", prompt_format)?
                 .unwrap_or_default(),
+            cors_origins: layers.pick(self.cors_origins, "cors-origins", cors_origins)?.unwrap_or_default().0,
             no_auth: layers.pick(self.no_auth, "no-auth", boolean)?.unwrap_or(false),
         })
     }
@@ -220,6 +231,7 @@ const KEYS: &[Key] = &[
     Key("threads", Kind::Number, |s| threads(s).map(drop)),
     Key("kv-type", Kind::Text, |s| kv_type(s).map(drop)),
     Key("prompt-format", Kind::Text, |s| prompt_format(s).map(drop)),
+    Key("cors-origins", Kind::Text, |s| cors_origins(s).map(drop)),
     Key("no-auth", Kind::Truth, |s| boolean(s).map(drop)),
 ];
 
@@ -373,6 +385,20 @@ fn model_alias(s: &str) -> Result<String, String> {
     Ok(s.to_owned())
 }
 
+fn cors_origins(s: &str) -> Result<Origins, String> {
+    let origins: Vec<_> = s.split(',').map(|origin| origin.trim().to_owned()).collect();
+    let is_origin = |origin: &String| {
+        let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+        origin == "*"
+            || host.is_some_and(|h| !h.is_empty() && h.bytes().all(|b| b.is_ascii_graphic() && b != b'/'))
+    };
+    if origins.iter().all(is_origin) {
+        return Ok(Origins(origins));
+    }
+    Err("origins such as https://app.example or http://localhost:3000, separated by commas, or * are allowed"
+        .into())
+}
+
 fn device(s: &str) -> Result<usize, String> {
     number(s, 0, 63)
 }
@@ -386,7 +412,7 @@ fn threads(s: &str) -> Result<usize, String> {
 }
 
 fn max_batch(s: &str) -> Result<usize, String> {
-    number(s, 1, 1024)
+    number(s, 1, 512)
 }
 
 fn max_queue(s: &str) -> Result<usize, String> {
@@ -459,6 +485,7 @@ mod tests {
             ("threads = 0", &["\"threads\"", "m40llm.toml", "from 1 to 1024"]),
             ("backend = \"gpu\"", &["\"backend\"", "m40llm.toml", "auto, cuda, cpu"]),
             ("no-auth = 1", &["\"no-auth\"", "m40llm.toml", "true and false"]),
+            ("cors-origins = \"https://a/b\"", &["\"cors-origins\"", "https://app.example"]),
             ("addr = \"localhost\"", &["\"addr\"", "m40llm.toml", "HOST:PORT"]),
             ("[server]\naddr = \"x\"", &["\"server\"", "m40llm.toml"]),
             ("threads 2", &["m40llm.toml", "line 1"]),

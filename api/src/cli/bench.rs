@@ -9,10 +9,13 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use m40llm_engine::{Engine, Event, GenerateRequest, Generation, gguf::Gguf, handle::KvType};
+use m40llm_engine::{
+    Engine, Event, GenerateRequest, Generation, KvType, SamplingParams, gguf::Gguf,
+    memory::kv_bytes_per_token, model::ModelConfig,
+};
 use serde::Serialize;
 
-use super::{load, memory::Dimensions, print};
+use super::{load, print};
 use crate::config::{ConfigError, ModelArgs};
 
 /// Bytes that one copy moves each way: far more than a cache holds.
@@ -43,7 +46,7 @@ pub(crate) struct Args {
     decode: usize,
     /// Batch sizes: how many sequences at once
     #[arg(short = 'b', long = "batch", value_name = "LIST", value_delimiter = ',', default_value = "1,4,16",
-          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=512))]
     batch: Vec<usize>,
     /// Tokens that every sequence holds before a test begins
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -174,12 +177,7 @@ impl Traffic {
         let untied = file.tensor("output.weight").is_some();
         let read = file.tensors().iter().filter(|t| !(untied && t.name == "token_embd.weight"));
         let bytes = read.map(|t| t.dims[1..].iter().product::<usize>() * t.dtype.row_bytes(t.dims[0]));
-        let kv = Dimensions::read(&file)?.kv_bytes_per_token();
-        let kv_per_token = match kv_type {
-            KvType::F16 => kv.f16,
-            KvType::F32 => kv.f16.saturating_mul(2),
-            KvType::Q8 => kv.q8,
-        };
+        let kv_per_token = kv_bytes_per_token(&ModelConfig::from_gguf(&file)?, kv_type) as u64;
         Ok(Self { weights: bytes.sum::<usize>() as u64, kv_per_token })
     }
 }
@@ -228,13 +226,24 @@ impl Bench<'_> {
 
     /// `batch` prompts of `len` tokens read at once: how long, and in how many steps.
     fn read_prompts(&self, batch: usize, len: usize) -> anyhow::Result<(Duration, u64)> {
-        let steps = self.engine.stats().steps;
+        let steps = self.steps();
         let start = Instant::now();
         let submitted: Vec<_> = (0..batch).map(|i| self.submit(i, len, 0)).collect::<Result<_, _>>()?;
         for mut generation in submitted {
             while next_tokens(&mut generation, self.engine)?.is_some() {}
         }
-        Ok((start.elapsed(), self.engine.stats().steps - steps))
+        let time = start.elapsed();
+        Ok((time, self.steps() - steps))
+    }
+
+    /// Steps so far, once the engine rests.
+    fn steps(&self) -> u64 {
+        while self.engine.is_busy() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // The worker publishes its numbers just after the last event of a step.
+        std::thread::sleep(Duration::from_millis(5));
+        self.engine.stats().steps
     }
 
     /// Tokens `depth` to `depth + len` of each prompt: the time of the whole less that of its beginning.
@@ -275,9 +284,7 @@ impl Bench<'_> {
             return Err(ended());
         }
         drop(running);
-        while self.engine.is_busy() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        self.steps();
         let context = depth as f64 + first as f64 + written as f64 / 2.0;
         let per_step =
             self.traffic.weights as f64 + batch as f64 * context * self.traffic.kv_per_token as f64;
@@ -289,7 +296,7 @@ impl Bench<'_> {
         let request = GenerateRequest {
             prompt: random_tokens(index as u64, len, self.engine.info().vocab_size),
             max_tokens: Some(max_tokens),
-            sampling: m40llm_engine::SamplingParams { temperature: 0.0, ..Default::default() },
+            sampling: SamplingParams { temperature: 0.0, ..Default::default() },
             ignore_eos: true,
             ..Default::default()
         };

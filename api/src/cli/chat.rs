@@ -54,7 +54,7 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<()> {
     let mut config = args.settings.resolve()?;
     config.engine.max_batch = 1;
     let engine = load(&args.model, &config)?;
-    let template = prompt::template(&args.model, &engine, PromptFormat::Auto)?
+    let template = prompt::template(&engine, PromptFormat::Auto)?
         .context("this model has no chat template: use `m40llm generate --prompt-format raw`")?;
     let interrupted = Arc::new(AtomicBool::new(false));
     let mut chat =

@@ -48,7 +48,7 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<()> {
     let mut config = args.settings.resolve()?;
     config.engine.max_batch = 1;
     let engine = load(&args.model, &config)?;
-    let template = prompt::template(&args.model, &engine, args.prompt_format.unwrap_or_default())?;
+    let template = prompt::template(&engine, args.prompt_format.unwrap_or_default())?;
     let tokens = prompt::encode(&engine, template.as_ref(), &args.prompt)?;
     let room = engine.info().ctx_size.saturating_sub(tokens.len()).max(1);
     let mut generation = engine.submit(GenerateRequest {

@@ -9,14 +9,13 @@ use std::{
 use anyhow::Context as _;
 use m40llm_engine::{
     gguf::{Gguf, TensorInfo},
+    info::quantization,
+    model::ModelConfig,
     text::{ChatTemplate, PromptFormat, Tokenizer},
 };
 use serde::Serialize;
 
-use super::{
-    memory::{Dimensions, Plan},
-    print,
-};
+use super::{memory::Plan, print};
 
 /// Show what a model file holds and what memory it needs
 ///
@@ -50,6 +49,19 @@ struct Report {
     tokenizer: TokenizerReport,
     chat_template: TemplateReport,
     memory: Plan,
+}
+
+#[derive(Debug, Serialize)]
+struct Dimensions {
+    /// The context the model was trained for.
+    context_length: usize,
+    embedding_length: usize,
+    layers: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    feed_forward_length: usize,
+    vocab_size: usize,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -88,7 +100,8 @@ pub(crate) fn execute(args: &Args) -> anyhow::Result<()> {
 fn report(path: &Path) -> anyhow::Result<Report> {
     let file = Gguf::open(path)?;
     let metadata = file.metadata();
-    let dimensions = Dimensions::read(&file)?;
+    let model = ModelConfig::from_gguf(&file)?;
+    let shape = &model.shape;
     let tokenizer = Tokenizer::from_metadata(metadata)?;
     let mut tensors = BTreeMap::<_, Tensors>::new();
     for tensor in file.tensors() {
@@ -101,11 +114,20 @@ fn report(path: &Path) -> anyhow::Result<Report> {
     Ok(Report {
         file: path.display().to_string(),
         name: text("general.name")?,
-        architecture: text("general.architecture")?.unwrap_or_default(),
         quantization: quantization(&file),
         parameters: file.tensors().iter().map(|t| t.dims.iter().product::<usize>() as u64).sum(),
-        memory: Plan::new(&dimensions, weights_bytes),
-        dimensions,
+        memory: Plan::new(&model, weights_bytes),
+        dimensions: Dimensions {
+            context_length: model.ctx_train,
+            embedding_length: shape.dim,
+            layers: shape.layers,
+            heads: shape.heads,
+            kv_heads: shape.kv_heads,
+            head_dim: shape.head_dim,
+            feed_forward_length: shape.ffn_dim,
+            vocab_size: shape.vocab,
+        },
+        architecture: model.architecture,
         tensors,
         chat_template: template(&file, &tokenizer)?,
         tokenizer: TokenizerReport {
@@ -125,38 +147,6 @@ fn report(path: &Path) -> anyhow::Result<Report> {
 fn bytes_of(tensor: &TensorInfo) -> u64 {
     let rows = tensor.dims[1..].iter().product::<usize>();
     (rows * tensor.dtype.row_bytes(tensor.dims[0])) as u64
-}
-
-/// The name users know: `general.file_type` where the file says it (llama.cpp's `LLAMA_FTYPE` numbers),
-/// else the type of most bytes.
-fn quantization(file: &Gguf) -> String {
-    let named = match file.metadata().u64("general.file_type") {
-        Ok(Some(0)) => "F32",
-        Ok(Some(1)) => "F16",
-        Ok(Some(2)) => "Q4_0",
-        Ok(Some(3)) => "Q4_1",
-        Ok(Some(7)) => "Q8_0",
-        Ok(Some(8)) => "Q5_0",
-        Ok(Some(9)) => "Q5_1",
-        Ok(Some(10)) => "Q2_K",
-        Ok(Some(11)) => "Q3_K_S",
-        Ok(Some(12)) => "Q3_K_M",
-        Ok(Some(13)) => "Q3_K_L",
-        Ok(Some(14)) => "Q4_K_S",
-        Ok(Some(15)) => "Q4_K_M",
-        Ok(Some(16)) => "Q5_K_S",
-        Ok(Some(17)) => "Q5_K_M",
-        Ok(Some(18)) => "Q6_K",
-        Ok(Some(25)) => "IQ4_NL",
-        Ok(Some(30)) => "IQ4_XS",
-        Ok(Some(32)) => "BF16",
-        _ => {
-            let mut bytes = BTreeMap::<_, u64>::new();
-            file.tensors().iter().for_each(|t| *bytes.entry(t.dtype.name()).or_default() += bytes_of(t));
-            bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map_or("none", |(name, _)| name)
-        }
-    };
-    named.to_owned()
 }
 
 fn template(file: &Gguf, tokenizer: &Tokenizer) -> anyhow::Result<TemplateReport> {

@@ -1,10 +1,7 @@
 //! Prompts and sampling as `generate` and `chat` share them.
 
-use std::path::Path;
-
 use m40llm_engine::{
     Engine, SamplingParams,
-    gguf::Gguf,
     text::{ChatTemplate, PromptFormat},
 };
 use serde_json::{Value as Json, json};
@@ -58,14 +55,8 @@ fn within(s: &str, top: f32) -> Result<f32, String> {
 }
 
 /// The template that `format` chooses for the loaded model; `None` for raw text.
-pub(crate) fn template(
-    model: &Path,
-    engine: &Engine,
-    format: PromptFormat,
-) -> anyhow::Result<Option<ChatTemplate>> {
-    // The engine keeps the model's own template only; the header is mapped again, which is cheap.
-    let file = Gguf::open(model)?;
-    Ok(ChatTemplate::choose(format, file.metadata(), engine.tokenizer())?)
+pub(crate) fn template(engine: &Engine, format: PromptFormat) -> anyhow::Result<Option<ChatTemplate>> {
+    Ok(ChatTemplate::choose(format, engine.metadata(), engine.tokenizer())?)
 }
 
 /// Token ids of one prompt: rendered as a user's message, unless there is no template or the prompt

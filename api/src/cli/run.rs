@@ -1,12 +1,14 @@
 //! `m40llm run`: the server, from an address to the last request's end.
 
-use std::{future::Future, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    future::Future,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::UNIX_EPOCH,
+};
 
 use anyhow::{Context as _, anyhow, bail};
-use m40llm::{
-    app::{AppState, app},
-    observe,
-};
+use m40llm::{AppState, ServerConfig, observe};
 use m40llm_engine::Engine;
 use tokio::{
     net::TcpListener,
@@ -16,9 +18,6 @@ use tokio::{
 
 use super::load;
 use crate::config::{ConfigError, ServeArgs, ServeConfig};
-
-/// How long answers that are complete may take to reach slow clients, when shutting down.
-const LAST_BYTES: Duration = Duration::from_secs(10);
 
 /// Serve a model over an OpenAI-compatible HTTP API
 ///
@@ -58,40 +57,43 @@ async fn serve(model: PathBuf, config: ServeConfig) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     // What can fail fast fails before the model is loaded.
     let (listener, addr) = bind(&config).await?;
-    let stem = || model.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let state = AppState::loading(config.model_alias.clone().unwrap_or_else(stem), config.prompt_format);
+    let state = AppState::loading(server_config(&model, &config));
     let (stop, stopped) = oneshot::channel::<()>();
-    let server = axum::serve(listener, app(state.clone()))
-        .with_graceful_shutdown(async { stopped.await.unwrap_or_default() })
-        .into_future();
-    let mut server = tokio::spawn(server);
+    let shutdown = async { stopped.await.unwrap_or_default() };
+    let mut server = tokio::spawn(m40llm::serve(listener, state.clone(), shutdown));
 
-    let loading = load_aside(model, &config);
+    // Until the model is there, /health says so and requests are told to come again.
     let engine = tokio::select! {
-        engine = loading => engine?,
+        loaded = load_aside(model, &config) => loaded?,
         () = signals.next() => return Ok(()),
     };
-    state.set_engine(engine.clone());
     observe::init_logging("info");
+    state.set_engine(engine.clone(), engine.metadata());
     announce(&config, addr, &engine);
+    drop(engine);
 
     tokio::select! {
         ended = &mut server => { ended??; bail!("the server ended on its own: see its log, start it again") }
         () = signals.next() => {}
     }
     tracing::info!("shutting down: finishing what is running; a second signal ends at once");
-    state.drain();
-    let finish = async {
-        // New requests are still answered, with 503, while the last ones run.
-        while engine.is_busy() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        let _ = stop.send(());
-        let _ = tokio::time::timeout(LAST_BYTES, &mut server).await;
-    };
+    let _ = stop.send(());
     tokio::select! {
-        () = finish => Ok(()),
+        ended = server => Ok(ended??),
         () = signals.next() => Err(anyhow!("ended by a second signal, before the running requests were finished")),
+    }
+}
+
+/// The gateway's part of the configuration.
+fn server_config(model: &Path, config: &ServeConfig) -> ServerConfig {
+    let stem = || model.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let modified = std::fs::metadata(model).and_then(|m| m.modified()).ok();
+    let created = modified.and_then(|t| t.duration_since(UNIX_EPOCH).ok()).map_or(0, |age| age.as_secs());
+    ServerConfig {
+        prompt_format: config.prompt_format,
+        cors_origins: config.cors_origins.clone(),
+        max_queue: config.model.engine.max_queue,
+        ..ServerConfig::new(config.model_alias.clone().unwrap_or_else(stem), created)
     }
 }
 
