@@ -4,56 +4,25 @@
 //! `ctx-size`. A flag wins over the environment, the environment over the file. One parser a setting
 //! serves all three, so that they allow the same values and refuse with the same words.
 
+mod values;
+
 use std::{
     ffi::OsString,
-    fmt,
-    net::{SocketAddr, ToSocketAddrs},
     path::{Path, PathBuf},
 };
 
 use m40llm_engine::{BackendChoice, EngineConfig, KvType, text::PromptFormat};
 
-/// Where a server listens, and where `health` asks.
-pub(crate) const DEFAULT_ADDR: &str = "127.0.0.1:58439";
+pub(crate) use values::{Addr, Backend, addr, prompt_format};
+use values::{
+    Origins, backend, boolean, cors_origins, ctx_size, device, kv_type, max_batch, max_queue, model_alias,
+    threads,
+};
 
 /// The command line or the configuration is wrong: exit code 2. One line.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct ConfigError(pub String);
-
-/// `--backend`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum Backend {
-    /// A CUDA device where there is one, else the CPU.
-    #[default]
-    Auto,
-    /// A CUDA device or an error.
-    Cuda,
-    /// The CPU.
-    Cpu,
-}
-
-/// `HOST:PORT`, its form checked, the host not yet looked up.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Addr(String);
-
-impl Addr {
-    /// The addresses the host stands for, at least one.
-    pub(crate) fn resolve(&self) -> std::io::Result<Vec<SocketAddr>> {
-        let found: Vec<_> = self.0.to_socket_addrs()?.collect();
-        if found.is_empty() { Err(std::io::Error::other("the host has no address")) } else { Ok(found) }
-    }
-}
-
-impl fmt::Display for Addr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// `--cors-origins`: a list, in a type of its own as clap takes a plain `Vec` for a repeated flag.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Origins(Vec<String>);
 
 /// Flags of every command that loads a model.
 #[derive(Debug, Default, clap::Args)]
@@ -190,7 +159,7 @@ impl ServeArgs {
         }
         Ok(ServeConfig {
             model,
-            addr: layers.pick(self.addr, "addr", addr)?.unwrap_or_else(|| Addr(DEFAULT_ADDR.into())),
+            addr: layers.pick(self.addr, "addr", addr)?.unwrap_or_default(),
             model_alias: layers.pick(self.model_alias, "model-alias", model_alias)?,
             prompt_format: layers
                 .pick(self.prompt_format, "prompt-format", prompt_format)?
@@ -204,7 +173,7 @@ impl ServeArgs {
 /// The address that `health` asks: its flag, else `M40LLM_ADDR`, else the default.
 pub(crate) fn health_addr(flag: Option<Addr>) -> Result<Addr, ConfigError> {
     let layers = Layers { env: Box::new(environment), file: None };
-    Ok(layers.pick(flag, "addr", addr)?.unwrap_or_else(|| Addr(DEFAULT_ADDR.into())))
+    Ok(layers.pick(flag, "addr", addr)?.unwrap_or_default())
 }
 
 /// How a setting is written in TOML.
@@ -327,98 +296,6 @@ pub(crate) fn one_line(message: &str) -> String {
     message.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn choice<T: Copy>(s: &str, allowed: &[(&str, T)]) -> Result<T, String> {
-    let found = allowed.iter().find(|(name, _)| *name == s).map(|(_, value)| *value);
-    found.ok_or_else(|| {
-        let names: Vec<_> = allowed.iter().map(|(name, _)| *name).collect();
-        format!("allowed are {}", names.join(", "))
-    })
-}
-
-fn number(s: &str, from: usize, to: usize) -> Result<usize, String> {
-    let n = s.parse().ok().filter(|n| (from..=to).contains(n));
-    n.ok_or_else(|| format!("a whole number from {from} to {to} is allowed"))
-}
-
-fn backend(s: &str) -> Result<Backend, String> {
-    choice(s, &[("auto", Backend::Auto), ("cuda", Backend::Cuda), ("cpu", Backend::Cpu)])
-}
-
-fn kv_type(s: &str) -> Result<KvType, String> {
-    choice(s, &[("f16", KvType::F16), ("f32", KvType::F32), ("q8", KvType::Q8)])
-}
-
-fn boolean(s: &str) -> Result<bool, String> {
-    choice(s, &[("true", true), ("false", false), ("1", true), ("0", false)])
-}
-
-/// `--prompt-format`, here and on `generate`.
-pub(crate) fn prompt_format(s: &str) -> Result<PromptFormat, String> {
-    let allowed = [
-        ("auto", PromptFormat::Auto),
-        ("raw", PromptFormat::Raw),
-        ("llama3-chat", PromptFormat::Llama3Chat),
-        ("qwen-chat", PromptFormat::QwenChat),
-        ("template", PromptFormat::Template),
-    ];
-    choice(s, &allowed)
-}
-
-/// `--addr`.
-pub(crate) fn addr(s: &str) -> Result<Addr, String> {
-    let well_formed = s.rsplit_once(':').is_some_and(|(host, port)| {
-        let host_ok =
-            !host.is_empty() && (!host.contains(':') || host.starts_with('[') && host.ends_with(']'));
-        host_ok && port.parse::<u16>().is_ok()
-    });
-    if well_formed {
-        Ok(Addr(s.to_owned()))
-    } else {
-        Err(format!("HOST:PORT is allowed, such as {DEFAULT_ADDR} or [::1]:58439, the port up to 65535"))
-    }
-}
-
-fn model_alias(s: &str) -> Result<String, String> {
-    if s.is_empty() || s.chars().any(char::is_control) {
-        return Err("a name of at least one character, none of them a control character, is allowed".into());
-    }
-    Ok(s.to_owned())
-}
-
-fn cors_origins(s: &str) -> Result<Origins, String> {
-    let origins: Vec<_> = s.split(',').map(|origin| origin.trim().to_owned()).collect();
-    let is_origin = |origin: &String| {
-        let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
-        origin == "*"
-            || host.is_some_and(|h| !h.is_empty() && h.bytes().all(|b| b.is_ascii_graphic() && b != b'/'))
-    };
-    if origins.iter().all(is_origin) {
-        return Ok(Origins(origins));
-    }
-    Err("origins such as https://app.example or http://localhost:3000, separated by commas, or * are allowed"
-        .into())
-}
-
-fn device(s: &str) -> Result<usize, String> {
-    number(s, 0, 63)
-}
-
-fn ctx_size(s: &str) -> Result<usize, String> {
-    number(s, 1, 1 << 24)
-}
-
-fn threads(s: &str) -> Result<usize, String> {
-    number(s, 1, 1024)
-}
-
-fn max_batch(s: &str) -> Result<usize, String> {
-    number(s, 1, 512)
-}
-
-fn max_queue(s: &str) -> Result<usize, String> {
-    number(s, 1, 1 << 20)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -458,7 +335,7 @@ mod tests {
     #[test]
     fn nothing_said_is_the_contracts_defaults() {
         let config = serve(ServeArgs::default(), &[], "").expect("a configuration");
-        assert_eq!(config.addr.to_string(), DEFAULT_ADDR);
+        assert_eq!(config.addr.to_string(), "127.0.0.1:58439");
         assert_eq!(config.model.engine.max_queue, 256);
         assert_eq!(config.model.engine.kv_type, KvType::F16);
         assert_eq!(config.prompt_format, PromptFormat::Auto);
@@ -495,16 +372,6 @@ mod tests {
                 assert!(error.contains(part), "{error:?} lacks {part:?}");
             }
             assert_eq!(error.lines().count(), 1, "{error:?}");
-        }
-    }
-
-    #[test]
-    fn addresses_have_a_host_and_a_port() {
-        for good in ["127.0.0.1:0", "localhost:80", "[::1]:58439", "0.0.0.0:65535"] {
-            assert!(addr(good).is_ok(), "{good}");
-        }
-        for bad in ["", "localhost", ":80", "127.0.0.1:65536", "::1:80", "a:b:80", "host:"] {
-            assert!(addr(bad).is_err(), "{bad}");
         }
     }
 }
