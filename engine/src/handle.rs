@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use crate::{
     backend::{
         Backend, Capacity,
-        cpu::{CpuBackend, CpuOptions},
+        cpu::ReferenceBackend,
     },
     config::{BackendChoice, EngineConfig},
     error::{EngineError, SubmitError},
@@ -102,9 +102,12 @@ impl Engine {
         config: &EngineConfig,
         progress: impl FnMut(LoadProgress),
     ) -> Result<Self, EngineError> {
-        let options =
-            CpuOptions { threads: config.threads, reference: config.backend == BackendChoice::Reference };
-        Self::load_on(path, config, CpuBackend::new(options)?, progress)
+        let threads = config.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
+        match config.backend {
+            BackendChoice::Auto | BackendChoice::Cpu | BackendChoice::Reference => {
+                Self::load_on(path, config, ReferenceBackend::new(threads), progress)
+            }
+        }
     }
 
     /// As [`Engine::load`], on a backend of the caller's.
