@@ -26,7 +26,7 @@ pub(crate) struct Args {
     #[arg(value_name = "MODEL.gguf")]
     model: PathBuf,
     /// What to answer or to continue
-    #[arg(value_name = "PROMPT", allow_hyphen_values = true)]
+    #[arg(value_name = "PROMPT")]
     prompt: String,
     /// Most token ids to generate [default: 512, or what the context leaves]
     #[arg(long, value_name = "N")]
