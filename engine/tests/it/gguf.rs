@@ -47,13 +47,18 @@ fn reads_what_was_written() {
         assert_eq!((b.cols(), b.rows(), b.dtype(), b.bytes().len()), (32, 2, DType::Q8_0, 68));
         let a = gguf.tensor("a.weight").expect("it is there");
         drop(gguf);
-        assert_eq!(a.bytes(), [1.0f32; 8].map(f32::to_le_bytes).concat(), "mapped for as long as the tensor lives");
+        assert_eq!(
+            a.bytes(),
+            [1.0f32; 8].map(f32::to_le_bytes).concat(),
+            "mapped for as long as the tensor lives"
+        );
     }
 }
 
 #[test]
 fn a_file_without_tensors_is_right() {
-    let gguf = open_bytes(&Writer::default().string("general.architecture", "llama").bytes()).expect("a right file");
+    let gguf =
+        open_bytes(&Writer::default().string("general.architecture", "llama").bytes()).expect("a right file");
     assert!(gguf.tensors().is_empty());
 }
 
@@ -127,7 +132,7 @@ fn messages_say_what_is_wrong() {
         ("key-twice", &["\"numbers\"", "twice"]),
         ("type-unsupported", &["\"x\"", "IQ2_XXS", "Q4_K", "IQ4_XS"]),
         ("tensor-twice", &["\"a.weight\"", "twice"]),
-        ("offsets-overlap", &["\"a.weight\"", "overlap"]),
+        ("offsets-overlap", &["\"b.weight\"", "overlap"]),
         ("alignment-24", &["general.alignment", "24"]),
         ("same-part-00001-of-00002", &["00002-of-00002", "split"]),
         ("sibling-missing-00001-of-00002", &["sibling-missing-00002-of-00002.gguf", "cannot be opened"]),
@@ -216,12 +221,14 @@ fn base64(text: &str) -> Vec<u8> {
 
 #[test]
 fn dequantize_equals_gguf_py_bit_for_bit() {
-    let golden: QuantGolden = serde_json::from_str(include_str!("../goldens/quants.json")).expect("the golden parses");
+    let golden: QuantGolden =
+        serde_json::from_str(include_str!("../goldens/quants.json")).expect("the golden parses");
     assert_eq!(golden.types.len(), DType::ALL.len());
     for dtype in DType::ALL {
         let case = golden.types.iter().find(|case| case.name == dtype.name()).expect("every type is there");
         let (blocks, values) = (base64(&case.blocks), base64(&case.values));
-        let expected: Vec<u32> = values.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect();
+        let expected: Vec<u32> =
+            values.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect();
         let mut out = vec![0.0; expected.len()];
         dequantize(dtype, &blocks, &mut out);
         for (i, (got, want)) in out.iter().zip(&expected).enumerate() {
@@ -236,7 +243,13 @@ fn tiny_models_have_sane_weights() {
     for (family, vocabulary) in
         [(Family::Llama, Vocabulary::Spm), (Family::Qwen2, Vocabulary::Bpe), (Family::Qwen3, Vocabulary::Bpe)]
     {
-        let gguf = open_bytes(&tiny::model(&Spec { family, vocabulary, tied: false, rope_freqs: true, ..Spec::default() }));
+        let gguf = open_bytes(&tiny::model(&Spec {
+            family,
+            vocabulary,
+            tied: false,
+            rope_freqs: true,
+            ..Spec::default()
+        }));
         assert!(gguf.expect("a right file").tensor("output.weight").is_some());
     }
     for dtype in DType::ALL {
@@ -254,7 +267,9 @@ fn tiny_models_have_sane_weights() {
 #[test]
 fn tensors_from_bytes_are_checked() {
     assert!(Tensor::from_bytes("t", &[32, 2], DType::Q8_0, &[0; 68]).is_ok());
-    for (dims, len) in [(&[32, 2][..], 67), (&[33][..], 34), (&[][..], 0), (&[0, 1][..], 0), (&[32, usize::MAX][..], 34)] {
+    for (dims, len) in
+        [(&[32, 2][..], 67), (&[33][..], 34), (&[][..], 0), (&[0, 1][..], 0), (&[32, usize::MAX][..], 34)]
+    {
         let error = Tensor::from_bytes("t", dims, DType::Q8_0, &vec![0; len]).expect_err("refused");
         assert!(error.0.contains("\"t\""), "{error}");
     }

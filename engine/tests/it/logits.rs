@@ -8,8 +8,7 @@ use std::{
 };
 
 use m40llm_engine::{
-    BackendChoice, Engine, EngineConfig, Event, GenerateRequest, SamplingParams, TokenOut,
-    handle::KvType,
+    BackendChoice, Engine, EngineConfig, Event, GenerateRequest, SamplingParams, TokenOut, handle::KvType,
 };
 use serde::Deserialize;
 
@@ -82,7 +81,8 @@ fn tiny(name: &str) -> PathBuf {
 }
 
 fn load(path: &Path, backend: BackendChoice, kv_type: KvType) -> Engine {
-    let config = EngineConfig { backend, kv_type, ctx_size: Some(512), max_batch: 1, ..EngineConfig::default() };
+    let config =
+        EngineConfig { backend, kv_type, ctx_size: Some(512), max_batch: 1, ..EngineConfig::default() };
     Engine::load(path, &config, |_| {}).unwrap_or_else(|e| panic!("{e}"))
 }
 
@@ -163,7 +163,11 @@ fn check_case(engine: &Engine, vocab: usize, case: &Case, bounds: &Bounds, diffe
     }
     for (i, (id, margin)) in case.continuation.iter().zip(&case.margins).enumerate() {
         let best = scored(case.prompt.len() + i).top[0].0;
-        assert!(best == *id || *margin <= bounds.margin, "{}, step {i}: {best}, not {id} (margin {margin})", case.name);
+        assert!(
+            best == *id || *margin <= bounds.margin,
+            "{}, step {i}: {best}, not {id} (margin {margin})",
+            case.name
+        );
     }
 }
 
@@ -200,7 +204,9 @@ fn check(name: &str, path: &Path, backend: BackendChoice, kv_type: KvType, bound
     check_greedy(&engine, &golden.prompts[0], bounds);
     let mean = (differences.sum / differences.count as f64) as f32;
     let Differences { count, worst, where_worst, .. } = differences;
-    println!("{name}, {backend:?}: {count} log-probabilities, mean {mean:.2e}, worst {worst:.2e} ({where_worst})");
+    println!(
+        "{name}, {backend:?}: {count} log-probabilities, mean {mean:.2e}, worst {worst:.2e} ({where_worst})"
+    );
     assert!(mean <= bounds.mean, "{name}: mean difference {mean} over {count}");
     assert!(worst <= bounds.worst, "{name}: {where_worst} differs by {worst}");
 }

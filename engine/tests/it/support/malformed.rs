@@ -43,7 +43,13 @@ pub(crate) fn incomplete() -> Vec<(String, Vec<u8>)> {
         ("no-heads", model().replace("llama.attention.head_count", one(0))),
         ("kv-heads-do-not-divide", model().replace("llama.attention.head_count_kv", one(3))),
         ("embedding-huge", model().replace("llama.embedding_length", one(u32::MAX))),
-        ("epsilon-nan", model().replace("llama.attention.layer_norm_rms_epsilon", Some((6, f32::NAN.to_le_bytes().to_vec())))),
+        (
+            "epsilon-nan",
+            model().replace(
+                "llama.attention.layer_norm_rms_epsilon",
+                Some((6, f32::NAN.to_le_bytes().to_vec())),
+            ),
+        ),
         ("rope-odd", model().replace("llama.rope.dimension_count", one(63))),
         ("no-tokens", model().replace("tokenizer.ggml.tokens", None)),
         ("tensor-missing", {
@@ -53,7 +59,8 @@ pub(crate) fn incomplete() -> Vec<(String, Vec<u8>)> {
         }),
         ("tensor-of-wrong-shape", {
             let mut w = model();
-            let t = w.tensors.iter_mut().find(|t| t.name == b"blk.0.attn_q.weight").expect("the tensor is there");
+            let t =
+                w.tensors.iter_mut().find(|t| t.name == b"blk.0.attn_q.weight").expect("the tensor is there");
             t.dims.reverse();
             t.dims[1] /= 2;
             w
@@ -135,7 +142,13 @@ fn tensors(files: &mut Files) {
         let mut w = extra(&[]);
         w.tensors.pop();
         w.tensor_count = Some(3);
-        w.tensors.push(super::writer::RawTensor { name: b"x".to_vec(), dims: vec![1; 64], kind: 0, offset: None, data: f32s(1) });
+        w.tensors.push(super::writer::RawTensor {
+            name: b"x".to_vec(),
+            dims: vec![1; 64],
+            kind: 0,
+            offset: None,
+            data: f32s(1),
+        });
         w
     });
     add(files, "dim-zero", &extra(&[8, 0]));

@@ -85,7 +85,8 @@ pub(crate) fn writer(spec: &Spec) -> Writer {
 
     let mut w = matrix(writer, &mut rng, "token_embd.weight", spec.dim, vocab);
     if spec.rope_freqs {
-        let factors: Vec<f32> = (0..spec.head_dim / 2).map(|i| if i < spec.head_dim / 4 { 1.0 } else { 8.0 }).collect();
+        let factors: Vec<f32> =
+            (0..spec.head_dim / 2).map(|i| if i < spec.head_dim / 4 { 1.0 } else { 8.0 }).collect();
         w = w.vector("rope_freqs.weight", &factors);
     }
     for layer in 0..spec.layers {
@@ -97,7 +98,10 @@ pub(crate) fn writer(spec: &Spec) -> Writer {
                 w = w.vector(&name(&format!("attn_{part}.bias")), &near(&mut rng, rows, 0.0, 0.5));
             }
             if spec.family == Family::Qwen3 && part != "v" {
-                w = w.vector(&name(&format!("attn_{part}_norm.weight")), &near(&mut rng, spec.head_dim, 1.0, 0.2));
+                w = w.vector(
+                    &name(&format!("attn_{part}_norm.weight")),
+                    &near(&mut rng, spec.head_dim, 1.0, 0.2),
+                );
             }
         }
         w = matrix(w, &mut rng, &name("attn_output.weight"), q_rows, spec.dim);
@@ -171,7 +175,8 @@ fn tokens(vocabulary: Vocabulary) -> Vec<(String, i32)> {
         Vocabulary::Spm => {
             let bytes = (0..256).map(|b| (format!("<0x{b:02X}>"), BYTE)).collect();
             let pieces = ["▁", "t", "h", "e", "th", "the", "▁the", "a", "b", "c"];
-            [with(&["<unk>"], UNKNOWN), with(&["<s>", "</s>"], CONTROL), bytes, with(&pieces, NORMAL)].concat()
+            [with(&["<unk>"], UNKNOWN), with(&["<s>", "</s>"], CONTROL), bytes, with(&pieces, NORMAL)]
+                .concat()
         }
     }
 }
