@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::support::{
     Rng, alloc,
-    malformed::{incomplete, malformed, valid},
+    malformed::{incomplete, malformed, valid, write_into},
     tiny::{self, Family, Spec, Vocabulary},
     writer::Writer,
 };
@@ -102,11 +102,8 @@ fn malformed_files_end_in_one_line() {
     let folder = folder();
     let files = malformed();
     assert!(files.len() >= 40, "{} files", files.len());
-    for (name, bytes) in &files {
-        fs::write(folder.path().join(name), bytes).expect("written");
-    }
-    for (name, _) in &files {
-        let path = folder.path().join(name);
+    for path in write_into(folder.path(), &files) {
+        let name = path.display();
         let (result, peak) = alloc::peak(|| Gguf::open(&path));
         let Err(error) = result else { panic!("{name} was taken") };
         let text = error.to_string();
@@ -120,9 +117,7 @@ fn malformed_files_end_in_one_line() {
 #[test]
 fn messages_say_what_is_wrong() {
     let folder = folder();
-    for (name, bytes) in malformed() {
-        fs::write(folder.path().join(name), bytes).expect("written");
-    }
+    write_into(folder.path(), &malformed());
     for (name, parts) in [
         ("empty", &["empty"][..]),
         ("magic-of-zip", &["not a GGUF file", "PK"]),

@@ -1,5 +1,10 @@
 //! GGUF files with something wrong, one thing each.
 
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
 use m40llm_engine::gguf::DType;
 
 use super::{
@@ -27,6 +32,16 @@ pub(crate) fn malformed() -> Vec<(String, Vec<u8>)> {
     tensors(&mut files);
     splits(&mut files);
     files.into_iter().map(|(name, bytes)| (format!("{name}.gguf"), bytes)).collect()
+}
+
+/// Writes `files` into `folder`; their paths.
+pub(crate) fn write_into(folder: &Path, files: &[(String, Vec<u8>)]) -> Vec<PathBuf> {
+    let write = |(name, bytes): &(String, Vec<u8>)| {
+        let path = folder.join(name);
+        fs::write(&path, bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        path
+    };
+    files.iter().map(write).collect()
 }
 
 /// Files whose header is right and whose model is not: the loader must refuse them, not the reader.
@@ -109,7 +124,7 @@ fn values(files: &mut Files) {
     let huge_string = [u64::MAX.to_le_bytes().as_slice(), b"x"].concat();
     let nested = array(9, 1, &array(4, 1, &[0; 4]));
     add(files, "key-empty", &valid().raw(b"", 4, &[0; 4]));
-    add(files, "key-too-long", &valid().raw(&[b'k'; 70_000], 4, &[0; 4]));
+    add(files, "key-too-long", &valid().raw(&vec![b'k'; 70_000], 4, &[0; 4]));
     add(files, "key-not-utf8", &valid().raw(b"k\xff\xfe", 4, &[0; 4]));
     add(files, "key-twice", &valid().u32("numbers", 1));
     add(files, "value-type-unknown", &valid().raw(b"k", 13, &[0; 4]));

@@ -18,11 +18,6 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// Uniform in 0 to `n` − 1.
-    pub(crate) fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-
     /// Uniform in −1 to 1.
     pub(crate) fn signed(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
