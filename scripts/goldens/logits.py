@@ -69,9 +69,9 @@ def log_softmax(logits):
 class Oracle:
     """llama.cpp with F32 weights, keys and values."""
 
-    def __init__(self, path):
+    def __init__(self, path, threads):
         self.model = llama_cpp.Llama(
-            path, n_ctx=1024, n_batch=512, n_threads=2, n_threads_batch=2, type_k=0, type_v=0,
+            path, n_ctx=1024, n_batch=512, n_threads=threads, n_threads_batch=threads, type_k=0, type_v=0,
             flash_attn=False, logits_all=True, verbose=False,
         )
         self.vocab = self.model.n_vocab()
@@ -123,12 +123,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("output")
+    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     rng = np.random.default_rng(SEED)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "f32.gguf")
         to_f32(args.model, path)
-        oracle = Oracle(path)
+        oracle = Oracle(path, args.threads)
         texts = {"plain": PLAIN, "code": CODE, "chat": CHAT, "long": LONG, "wide": WIDE, "repeated": REPEATED}
         prompts = {name: oracle.tokens(text)[:300] for name, text in texts.items()}
         cases = [golden(oracle, name, prompt, rng) for name, prompt in prompts.items()]
