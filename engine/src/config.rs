@@ -50,6 +50,8 @@ pub struct EngineConfig {
     pub threads: Option<usize>,
     /// Storage of keys and values.
     pub kv_type: KvType,
+    /// Most bytes for keys and values; `None`: half of the memory that is free.
+    pub kv_memory: Option<u64>,
 }
 
 impl Default for EngineConfig {
@@ -61,6 +63,7 @@ impl Default for EngineConfig {
             max_queue: 256,
             threads: None,
             kv_type: KvType::F16,
+            kv_memory: None,
         }
     }
 }

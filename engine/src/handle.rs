@@ -12,10 +12,7 @@ use std::{
 use tokio::sync::mpsc;
 
 use crate::{
-    backend::{
-        Backend, Capacity,
-        cpu::ReferenceBackend,
-    },
+    backend::{Backend, Capacity, cpu::ReferenceBackend},
     config::{BackendChoice, EngineConfig},
     error::{EngineError, SubmitError},
     gguf::{Gguf, Metadata},
@@ -102,7 +99,8 @@ impl Engine {
         config: &EngineConfig,
         progress: impl FnMut(LoadProgress),
     ) -> Result<Self, EngineError> {
-        let threads = config.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
+        let threads =
+            config.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
         match config.backend {
             BackendChoice::Auto | BackendChoice::Cpu | BackendChoice::Reference => {
                 Self::load_on(path, config, ReferenceBackend::new(threads), progress)

@@ -24,18 +24,21 @@ pub fn kv_bytes_per_token(model: &ModelConfig, kv_type: KvType) -> usize {
     2 * s.layers * s.kv_heads * kv_type.bytes(s.head_dim)
 }
 
-/// Sizes the pool: every sequence of a full batch at full length if half the available memory holds
-/// that (pages never touched cost nothing), else what that half holds.
+/// Sizes the pool: every sequence of a full batch at full length if the memory for it holds that (pages
+/// never touched cost nothing), else what it holds. That memory is `config.kv_memory`, or half of what is
+/// `available`.
 pub fn plan(model: &ModelConfig, config: &EngineConfig, available: u64) -> Result<Plan, EngineError> {
     let token_bytes = kv_bytes_per_token(model, config.kv_type);
-    let room = (available / 2 / token_bytes as u64) as usize / BLOCK_TOKENS * BLOCK_TOKENS;
+    let memory = config.kv_memory.unwrap_or(available / 2);
+    let room = (memory / token_bytes as u64) as usize / BLOCK_TOKENS * BLOCK_TOKENS;
     let ctx_size = match config.ctx_size {
         Some(0) => return Err(EngineError::Config("ctx-size must be at least 1".into())),
         Some(asked) if asked > room => {
             return Err(EngineError::Config(format!(
-                "ctx-size {asked} needs {} MB for keys and values; half of the free memory holds {room} tokens: \
+                "ctx-size {asked} needs {} MB for keys and values; the {} MB there are for it hold {room} tokens: \
                  lower --ctx-size or choose a smaller --kv-type",
-                (asked as u64 * token_bytes as u64).div_ceil(1_000_000)
+                (asked as u64).saturating_mul(token_bytes as u64).div_ceil(1_000_000),
+                memory / 1_000_000
             )));
         }
         Some(asked) => asked,

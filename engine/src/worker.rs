@@ -83,6 +83,7 @@ struct Worker<'a, B: Backend> {
 impl<B: Backend> Worker<'_, B> {
     fn serve(&mut self) {
         let (mut batch, mut planned) = (Batch::default(), Vec::new());
+        self.publish();
         while self.receive() {
             self.drop_cancelled();
             self.scheduler.plan(&mut batch, &mut planned);

@@ -6,7 +6,7 @@
 
 use super::state::{RunState, expect, not_allocated, places};
 use crate::{
-    backend::{AttentionWeights, Backend, Capacity, FeedForwardWeights, Rope, RopeStyle, Shape},
+    backend::{AttentionWeights, Backend, Capacity, FeedForwardWeights, RopeStyle, Shape},
     error::EngineError,
     gguf::{Tensor, dequantize},
     sched::{BLOCK_TOKENS, Batch},
@@ -16,12 +16,14 @@ use crate::{
 pub struct ReferenceBackend {
     threads: usize,
     state: Option<RunState>,
+    /// Attention's result, `[T, heads * head_dim]`.
+    a: Vec<f32>,
 }
 
 impl ReferenceBackend {
     /// A backend on `threads` threads, at least one.
     pub fn new(threads: usize) -> Self {
-        Self { threads: threads.max(1), state: None }
+        Self { threads: threads.max(1), state: None, a: Vec::new() }
     }
 
     fn state(&mut self) -> Result<(usize, &mut RunState), EngineError> {
@@ -57,11 +59,11 @@ impl Backend for ReferenceBackend {
     fn qkv(&mut self, layer: usize, w: &AttentionWeights<Tensor>) -> Result<(), EngineError> {
         let (threads, s) = self.state()?;
         let (dim, head_dim, tokens) = (s.shape.dim, s.shape.head_dim, s.tokens());
-        norm_rows(&s.x[..tokens * dim], &w.norm, s.shape.norm_epsilon, &mut s.h);
+        let h = norm_rows(&s.x[..tokens * dim], &w.norm, s.shape.norm_epsilon);
         for (i, (weight, out)) in [(&w.q, &mut s.q), (&w.k, &mut s.k), (&w.v, &mut s.v)].into_iter().enumerate() {
             let heads = if i == 0 { s.shape.heads } else { s.shape.kv_heads };
             expect(weight, heads * head_dim, dim)?;
-            matmul(threads, weight, &s.h[..tokens * dim], out);
+            matmul(threads, weight, &h, out);
             if let Some(bias) = &w.bias {
                 for row in out.chunks_exact_mut(heads * head_dim).take(tokens) {
                     row.iter_mut().zip(&bias[i]).for_each(|(o, b)| *o += b);
@@ -76,7 +78,8 @@ impl Backend for ReferenceBackend {
                         let plain = head.to_vec();
                         rms_norm(&plain, &norms[i], s.shape.norm_epsilon, head);
                     }
-                    rotate(&s.shape.rope, &s.rotation[t * angles..(t + 1) * angles], head);
+                    let at = t * angles..(t + 1) * angles;
+                    rotate(s.shape.rope.style, &s.cos[at.clone()], &s.sin[at], head);
                 }
             }
         }
@@ -93,6 +96,7 @@ impl Backend for ReferenceBackend {
 
     fn attend(&mut self, layer: usize) -> Result<(), EngineError> {
         let (threads, s) = self.state()?;
+        let mut a = vec![0f32; s.tokens() * s.shape.heads * s.shape.head_dim];
         let (kv_heads, head_dim) = (s.shape.kv_heads, s.shape.head_dim);
         let group = s.shape.heads / kv_heads;
         let state = &*s;
@@ -103,18 +107,21 @@ impl Backend for ReferenceBackend {
             let first = s.batch.sequences[i / kv_heads].start;
             for (j, heads) in part.chunks_exact(group * head_dim).enumerate() {
                 let at = ((first + j) * kv_heads + i % kv_heads) * group * head_dim;
-                s.a[at..at + group * head_dim].copy_from_slice(heads);
+                a[at..at + group * head_dim].copy_from_slice(heads);
             }
         }
+        self.a = a;
         Ok(())
     }
 
     fn attention_output(&mut self, w: &AttentionWeights<Tensor>) -> Result<(), EngineError> {
+        let a = std::mem::take(&mut self.a);
         let (threads, s) = self.state()?;
-        let (dim, width, tokens) = (s.shape.dim, s.shape.heads * s.shape.head_dim, s.tokens());
+        let (dim, width) = (s.shape.dim, s.shape.heads * s.shape.head_dim);
         expect(&w.output, dim, width)?;
-        matmul(threads, &w.output, &s.a[..tokens * width], &mut s.h);
-        s.x.iter_mut().zip(&s.h).take(tokens * dim).for_each(|(x, h)| *x += h);
+        let mut out = vec![0f32; s.tokens() * dim];
+        matmul(threads, &w.output, &a, &mut out);
+        s.x.iter_mut().zip(&out).for_each(|(x, o)| *x += o);
         Ok(())
     }
 
@@ -124,12 +131,14 @@ impl Backend for ReferenceBackend {
         for (weight, rows, cols) in [(&w.gate, ffn, dim), (&w.up, ffn, dim), (&w.down, dim, ffn)] {
             expect(weight, rows, cols)?;
         }
-        norm_rows(&s.x[..tokens * dim], &w.norm, s.shape.norm_epsilon, &mut s.h);
-        matmul(threads, &w.gate, &s.h[..tokens * dim], &mut s.gate);
-        matmul(threads, &w.up, &s.h[..tokens * dim], &mut s.up);
-        s.gate.iter_mut().zip(&s.up).take(tokens * ffn).for_each(|(g, u)| *g = *g / (1.0 + (-*g).exp()) * u);
-        matmul(threads, &w.down, &s.gate[..tokens * ffn], &mut s.h);
-        s.x.iter_mut().zip(&s.h).take(tokens * dim).for_each(|(x, h)| *x += h);
+        let h = norm_rows(&s.x[..tokens * dim], &w.norm, s.shape.norm_epsilon);
+        let (mut gate, mut up) = (vec![0f32; tokens * ffn], vec![0f32; tokens * ffn]);
+        matmul(threads, &w.gate, &h, &mut gate);
+        matmul(threads, &w.up, &h, &mut up);
+        gate.iter_mut().zip(&up).for_each(|(g, u)| *g = *g / (1.0 + (-*g).exp()) * u);
+        let mut out = vec![0f32; tokens * dim];
+        matmul(threads, &w.down, &gate, &mut out);
+        s.x.iter_mut().zip(&out).for_each(|(x, o)| *x += o);
         Ok(())
     }
 
@@ -137,10 +146,11 @@ impl Backend for ReferenceBackend {
         let (threads, s) = self.state()?;
         let (dim, vocab, rows) = (s.shape.dim, s.shape.vocab, s.batch.logit_rows.len());
         expect(output, vocab, dim)?;
-        for (h, &t) in s.h.chunks_exact_mut(dim).zip(&s.batch.logit_rows) {
+        let mut h = vec![0f32; rows * dim];
+        for (h, &t) in h.chunks_exact_mut(dim).zip(&s.batch.logit_rows) {
             rms_norm(&s.x[t as usize * dim..][..dim], norm, s.shape.norm_epsilon, h);
         }
-        matmul(threads, output, &s.h[..rows * dim], &mut s.logits);
+        matmul(threads, output, &h, &mut s.logits);
         Ok(&s.logits[..rows * vocab])
     }
 }
@@ -219,18 +229,21 @@ fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
 }
 
 /// [`rms_norm`] of each row of `x: [T, weight.len()]`.
-fn norm_rows(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+fn norm_rows(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
+    let mut out = vec![0f32; x.len()];
     for (x, out) in x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len())) {
         rms_norm(x, weight, epsilon, out);
     }
+    out
 }
 
-/// `RoPE` (Su et al. 2021): turns each pair of the head by its angle, given as cosine and sine.
-fn rotate(rope: &Rope, angles: &[(f32, f32)], head: &mut [f32]) {
-    for (i, &(cos, sin)) in angles.iter().enumerate() {
-        let (a, b) = match rope.style {
+/// `RoPE` (Su et al. 2021): turns each pair of the head by its angle.
+fn rotate(style: RopeStyle, cos: &[f32], sin: &[f32], head: &mut [f32]) {
+    let pairs = cos.len();
+    for (i, (cos, sin)) in cos.iter().zip(sin).enumerate() {
+        let (a, b) = match style {
             RopeStyle::Adjacent => (2 * i, 2 * i + 1),
-            RopeStyle::SplitHalf => (i, i + angles.len()),
+            RopeStyle::SplitHalf => (i, i + pairs),
         };
         (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[a] * sin + head[b] * cos);
     }

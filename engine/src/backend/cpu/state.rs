@@ -15,24 +15,18 @@ pub(super) struct RunState {
     pub(super) batch: Batch,
     /// Residual stream, `[T, dim]`.
     pub(super) x: Vec<f32>,
-    /// Normalised `x`, `[T, dim]`.
-    pub(super) h: Vec<f32>,
     /// Queries, `[T, heads * head_dim]`.
     pub(super) q: Vec<f32>,
     /// Keys, `[T, kv_heads * head_dim]`.
     pub(super) k: Vec<f32>,
     /// Values, `[T, kv_heads * head_dim]`.
     pub(super) v: Vec<f32>,
-    /// Attention's result, `[T, heads * head_dim]`.
-    pub(super) a: Vec<f32>,
-    /// The feed-forward's inside, `[T, ffn_dim]`.
-    pub(super) gate: Vec<f32>,
-    /// Its other half, `[T, ffn_dim]`.
-    pub(super) up: Vec<f32>,
     /// `[logit_rows, vocab]`.
     pub(super) logits: Vec<f32>,
-    /// Cosine and sine of each token's angles, `[T, rotary / 2]`.
-    pub(super) rotation: Vec<(f32, f32)>,
+    /// Cosines of each token's angles, times the magnitude, `[T, rotary / 2]`.
+    pub(super) cos: Vec<f32>,
+    /// The sines.
+    pub(super) sin: Vec<f32>,
     pub(super) cache: KvCache,
 }
 
@@ -67,15 +61,12 @@ impl RunState {
         Ok(Self {
             batch: Batch::default(),
             x: buffer(tokens, s.dim)?,
-            h: buffer(tokens, s.dim)?,
             q: buffer(tokens, s.heads * s.head_dim)?,
             k: buffer(tokens, s.kv_heads * s.head_dim)?,
             v: buffer(tokens, s.kv_heads * s.head_dim)?,
-            a: buffer(tokens, s.heads * s.head_dim)?,
-            gate: buffer(tokens, s.ffn_dim)?,
-            up: buffer(tokens, s.ffn_dim)?,
             logits: buffer(capacity.logit_rows, s.vocab)?,
-            rotation: vec![(1.0, 0.0); tokens * rotary / 2],
+            cos: buffer(tokens, rotary / 2)?,
+            sin: buffer(tokens, rotary / 2)?,
             cache: KvCache::new(shape, capacity.kv_blocks, capacity.kv_type)?,
             shape: shape.clone(),
             capacity: *capacity,
@@ -88,10 +79,10 @@ impl RunState {
         self.batch.clone_from(batch);
         let rope = &self.shape.rope;
         let angles = batch.positions.iter().flat_map(|&p| rope.inverse_frequencies.iter().map(move |&f| (p, f)));
-        for (rotation, (position, frequency)) in self.rotation.iter_mut().zip(angles) {
+        for ((cos, sin), (position, frequency)) in self.cos.iter_mut().zip(&mut self.sin).zip(angles) {
             // In f64: at position 100,000 an f32 angle is off by 0.004 radians.
-            let (sin, cos) = (f64::from(position) * f64::from(frequency)).sin_cos();
-            *rotation = (cos as f32 * rope.magnitude, sin as f32 * rope.magnitude);
+            let (s, c) = (f64::from(position) * f64::from(frequency)).sin_cos();
+            (*cos, *sin) = (c as f32 * rope.magnitude, s as f32 * rope.magnitude);
         }
         Ok(())
     }
@@ -118,6 +109,12 @@ impl RunState {
             return Ok(());
         }
         Err(EngineError::Backend(format!("a batch of {tokens} tokens does not fit the run state made for {c:?}")))
+    }
+
+    /// Cosines and sines of token `t`'s angles.
+    pub(super) fn angles(&self, t: usize) -> (&[f32], &[f32]) {
+        let n = self.shape.rope.inverse_frequencies.len();
+        (&self.cos[t * n..(t + 1) * n], &self.sin[t * n..(t + 1) * n])
     }
 
     /// The batch's tokens.
