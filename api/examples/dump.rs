@@ -1,0 +1,1 @@
+fn main() { print!("{}\n", m40llm::openapi().to_pretty_json().unwrap()); }
