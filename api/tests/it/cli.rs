@@ -14,8 +14,20 @@ fn m40llm(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_m40llm"));
     command.args(arguments).stdin(Stdio::null());
     for setting in [
-        "ADDR", "BACKEND", "CONFIG", "CORS_ORIGINS", "CTX_SIZE", "DEVICE", "KV_TYPE", "MAX_BATCH", "MAX_QUEUE",
-        "MODEL_ALIAS", "NO_AUTH", "PROMPT_FORMAT", "REQUIRE_SM52", "THREADS",
+        "ADDR",
+        "BACKEND",
+        "CONFIG",
+        "CORS_ORIGINS",
+        "CTX_SIZE",
+        "DEVICE",
+        "KV_TYPE",
+        "MAX_BATCH",
+        "MAX_QUEUE",
+        "MODEL_ALIAS",
+        "NO_AUTH",
+        "PROMPT_FORMAT",
+        "REQUIRE_SM52",
+        "THREADS",
     ] {
         command.env_remove(format!("M40LLM_{setting}"));
     }
@@ -167,7 +179,9 @@ fn an_unusable_model_is_1_in_every_command() {
     let (_dir, not_a_model) = file(b"This is no model at all.", "text.gguf");
     let (_dir2, cut) = file(&std::fs::read(model()).expect("the model")[..5000], "cut.gguf");
     for path in ["/nowhere/model.gguf", text(&not_a_model), text(&cut)] {
-        for command in [&["inspect", path] as &[&str], &["generate", path, "x"], &["chat", path], &["bench", path]] {
+        for command in
+            [&["inspect", path] as &[&str], &["generate", path, "x"], &["chat", path], &["bench", path]]
+        {
             refused(&run(command), 1, &[path]);
         }
     }
@@ -257,7 +271,10 @@ fn inspect_tells_what_the_file_holds() {
     let report: Value = serde_json::from_str(stdout(&output)).expect("JSON");
     assert_eq!(report["architecture"], "llama");
     assert_eq!(report["quantization"], "Q4_1");
-    assert_eq!((&report["layers"], &report["heads"], &report["kv_heads"]), (&30.into(), &9.into(), &3.into()));
+    assert_eq!(
+        (&report["layers"], &report["heads"], &report["kv_heads"]),
+        (&30.into(), &9.into(), &3.into())
+    );
     assert_eq!(report["tokenizer"]["pre"], "smollm");
     assert_eq!(report["tokenizer"]["end_of_generation"].as_array().map(|ids| ids.is_empty()), Some(false));
     assert_eq!(report["chat_template"]["source"], "model");
@@ -278,7 +295,8 @@ fn bench_prints_the_contracts_json() {
     let output = run(&[&["bench", &model()], &flags as &[&str]].concat());
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let report: Value = serde_json::from_str(stdout(&output)).expect("JSON");
-    let keys = |value: &Value| value.as_object().map(|o| o.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
+    let keys =
+        |value: &Value| value.as_object().map(|o| o.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
     assert_eq!(keys(&report), ["device", "model", "quant", "copy_gb_per_s", "results"]);
     let results = report["results"].as_array().expect("results");
     let tests: Vec<_> = results.iter().map(|r| (r["test"].as_str(), r["batch"].as_u64())).collect();
@@ -326,7 +344,11 @@ mod server {
     #[test]
     fn run_refuses_an_address_that_others_reach() {
         for addr in ["0.0.0.0:0", "[::]:0"] {
-            refused(&run(&["run", "model.gguf", "--addr", addr]), 2, &[addr, "m40llm keys create", "--no-auth"]);
+            refused(
+                &run(&["run", "model.gguf", "--addr", addr]),
+                2,
+                &[addr, "m40llm keys create", "--no-auth"],
+            );
         }
     }
 
@@ -391,7 +413,8 @@ mod server {
     fn post(addr: &str, body: &str) -> TcpStream {
         let mut stream = TcpStream::connect(addr).expect("a connection");
         let head = "POST /v1/completions HTTP/1.1\r\ncontent-type: application/json\r\nconnection: close\r\n";
-        write!(stream, "{head}host: {addr}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).expect("it reads");
+        write!(stream, "{head}host: {addr}\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+            .expect("it reads");
         stream
     }
 
@@ -421,7 +444,8 @@ mod server {
     fn a_signal_finishes_what_runs_and_refuses_what_comes() {
         let server = Server::start(&["--no-auth"]);
         assert!(!server.lines.iter().any(|line| line.contains("WARN")), "{:?}", server.lines);
-        let mut running = post(&server.addr, r#"{"prompt":"1 2 3","max_tokens":400,"stream":true,"temperature":0}"#);
+        let mut running =
+            post(&server.addr, r#"{"prompt":"1 2 3","max_tokens":400,"stream":true,"temperature":0}"#);
         // Its first bytes are there: it runs.
         running.read_exact(&mut [0; 12]).expect("a status line");
         server.signal("-INT");
@@ -441,7 +465,8 @@ mod server {
     #[test]
     fn a_second_signal_ends_at_once() {
         let server = Server::start(&[]);
-        let mut running = post(&server.addr, r#"{"prompt":"1 2 3","max_tokens":500,"stream":true,"temperature":0}"#);
+        let mut running =
+            post(&server.addr, r#"{"prompt":"1 2 3","max_tokens":500,"stream":true,"temperature":0}"#);
         running.read_exact(&mut [0; 12]).expect("a status line");
         server.signal("-TERM");
         while run(&["health", "--addr", &server.addr]).status.code() == Some(0) {}
