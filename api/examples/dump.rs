@@ -1,3 +1,1 @@
-fn main() {
-    print!("{}\n", m40llm::openapi().to_pretty_json().unwrap());
-}
+fn main() { print!("{}\n", m40llm::openapi().to_pretty_json().unwrap()); }

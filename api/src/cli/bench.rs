@@ -126,18 +126,13 @@ pub(crate) fn execute(mut args: Args) -> anyhow::Result<()> {
     };
     let report = Report {
         device: info.backend.clone(),
-        model: name(&engine, &args.model),
+        model: args.model.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
         quant: info.quantization.clone(),
         copy_gb_per_s: bench.copy_gb_per_s,
         results: bench.all(&args)?,
     };
     let text = if args.json { serde_json::to_string(&report)? + "\n" } else { table(&report, &engine) };
     Ok(print(&text)?)
-}
-
-fn name(engine: &Engine, path: &Path) -> String {
-    let stem = || path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    engine.info().name.clone().unwrap_or_else(stem)
 }
 
 impl Args {
