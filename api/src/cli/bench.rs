@@ -151,10 +151,11 @@ impl Args {
     }
 
     /// Tokens a decoding sequence may write: while later prompts are read, earlier sequences write
-    /// already, at one token a step, and a step reads at least a block of prompt tokens.
+    /// already, at one token a step, and a step reads at least a quarter of its 512 tokens from prompts.
+    /// The last addend covers tokens whose text is held back at first, as parts of one character.
     fn decode_limit(&self, batch: usize) -> usize {
         let steps_before = if batch == 1 { 0 } else { batch * self.depth.div_ceil(128) + batch };
-        self.decode + steps_before + 1
+        self.decode + steps_before + 16
     }
 }
 
