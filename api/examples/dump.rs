@@ -1,1 +1,0 @@
-fn main() { print!("{}\n", m40llm::openapi().to_pretty_json().unwrap()); }
