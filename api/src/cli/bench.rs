@@ -242,18 +242,19 @@ impl Bench<'_> {
         self.engine.stats().steps
     }
 
-    /// Tokens `depth` to `depth + len` of each prompt: the time of the whole less that of its beginning.
+    /// Tokens `depth` to `depth + len` of each prompt: the time of the whole less that of its beginning,
+    /// and their part of the whole's steps, as one step may hold tokens of both.
     fn prompt(&self, batch: usize, len: usize) -> anyhow::Result<Sample> {
-        let (mut time, mut steps) = self.read_prompts(batch, self.depth + len)?;
+        let whole = self.depth + len;
+        let (mut time, steps) = self.read_prompts(batch, whole)?;
         if self.depth > 0 {
-            let (beginning, its_steps) = self.read_prompts(batch, self.depth)?;
+            let (beginning, _) = self.read_prompts(batch, self.depth)?;
             time = time.checked_sub(beginning).context(
                 "reading the beginning of the prompt took longer than the whole: the machine is too busy to measure",
             )?;
-            steps = steps.saturating_sub(its_steps);
         }
         let seconds = time.as_secs_f64();
-        let bytes = steps as f64 * self.traffic.weights as f64;
+        let bytes = steps as f64 * self.traffic.weights as f64 * len as f64 / whole as f64;
         Ok(Sample { tokens_per_s: (batch * len) as f64 / seconds, gb_per_s: bytes / seconds / 1e9 })
     }
 

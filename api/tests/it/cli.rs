@@ -290,7 +290,7 @@ fn inspect_tells_what_the_file_holds() {
 
 #[test]
 fn bench_prints_the_contracts_json() {
-    let flags = ["-p", "16", "-n", "4", "-b", "1,2", "--depth", "8", "-r", "1", "--json"];
+    let flags = ["-p", "64", "-n", "4", "-b", "1,2", "--depth", "8", "-r", "1", "--json"];
     let output = run(&[&["bench", &model()], &flags as &[&str]].concat());
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let report: Value = serde_json::from_str(stdout(&output)).expect("JSON");
@@ -444,7 +444,7 @@ mod server {
         let server = Server::start(&["--no-auth"]);
         assert!(!server.lines.iter().any(|line| line.contains("WARN")), "{:?}", server.lines);
         let mut running =
-            post(&server.addr, r#"{"prompt":"1 2 3","max_tokens":400,"stream":true,"temperature":0}"#);
+            post(&server.addr, r#"{"prompt":"1 2 3","max_tokens":250,"stream":true,"temperature":0}"#);
         // Its first bytes are there: it runs.
         running.read_exact(&mut [0; 12]).expect("a status line");
         server.signal("-INT");
