@@ -19,7 +19,6 @@ use axum::{
 };
 use m40llm_engine::{
     Engine,
-    gguf::Metadata,
     text::{ChatTemplate, PromptFormat, TextError},
 };
 use tokio::net::TcpListener;
@@ -105,10 +104,9 @@ impl AppState {
         }))
     }
 
-    /// Begins to serve. `metadata` is the model file's; chat templates are chosen from it here, once. A
-    /// second engine is ignored.
-    pub fn set_engine(&self, engine: Engine, metadata: &Metadata) {
-        let _ = self.0.model.set(Arc::new(Model::new(engine, metadata)));
+    /// Begins to serve. Chat templates are chosen here, once. A second engine is ignored.
+    pub fn set_engine(&self, engine: Engine) {
+        let _ = self.0.model.set(Arc::new(Model::new(engine)));
     }
 
     /// Refuses new work from now on; what was taken is finished.
@@ -188,8 +186,8 @@ const TEMPLATED: [PromptFormat; 4] =
     [PromptFormat::Auto, PromptFormat::Template, PromptFormat::Llama3Chat, PromptFormat::QwenChat];
 
 impl Model {
-    fn new(engine: Engine, metadata: &Metadata) -> Self {
-        let templates = TEMPLATED.map(|format| ChatTemplate::choose(format, metadata, engine.tokenizer()));
+    fn new(engine: Engine) -> Self {
+        let templates = TEMPLATED.map(|format| ChatTemplate::choose(format, engine.metadata(), engine.tokenizer()));
         let info = engine.info();
         let fingerprint = fingerprint(&format!(
             "{}|{:?}|{}|{}|{}|{}",

@@ -28,9 +28,10 @@ pub struct ErrorDetail {
     #[schema(example = "invalid_request_error")]
     pub r#type: &'static str,
     /// The request's field at fault, such as `messages[0].content[1]`.
-    #[schema(example = "temperature")]
+    #[schema(example = "temperature", required)]
     pub param: Option<String>,
     /// For programs, such as `context_length_exceeded`, `model_not_found`, `overloaded`.
+    #[schema(required)]
     pub code: Option<&'static str>,
 }
 

@@ -32,18 +32,23 @@ pub(super) struct NativeRequest {
     prompt: String,
     /// Most tokens to generate; what the context leaves when absent, 0 only reads the prompt.
     #[serde(default, deserialize_with = "int")]
+    #[schema(minimum = 0)]
     max_tokens: Option<i64>,
     /// Randomness, 0 to 2, 1 when absent. 0 always takes the most likely token.
     #[serde(default, deserialize_with = "number")]
+    #[schema(minimum = 0, maximum = 2)]
     temperature: Option<f64>,
     /// Keep the k most likely tokens; 0 or -1 keeps all, 1 is greedy.
     #[serde(default, deserialize_with = "int")]
+    #[schema(minimum = -1)]
     top_k: Option<i64>,
-    /// Keep the fewest tokens that together reach this probability; above 0, at most 1.
+    /// Keep the fewest tokens that together reach this probability, 0 to 1; 0 is greedy.
     #[serde(default, deserialize_with = "number")]
+    #[schema(minimum = 0, maximum = 1)]
     top_p: Option<f64>,
     /// Keep tokens at least this likely relative to the best, 0 to 1.
     #[serde(default, deserialize_with = "number")]
+    #[schema(minimum = 0, maximum = 1)]
     min_p: Option<f64>,
     /// The same seed gives the same tokens.
     #[serde(default, deserialize_with = "seed")]

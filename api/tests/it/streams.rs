@@ -183,8 +183,7 @@ async fn silence_is_filled_with_comments() {
     let mut config = state().config().clone();
     config.keep_alive = Duration::from_millis(1);
     let quiet = m40llm::AppState::loading(config);
-    let gguf = m40llm_engine::gguf::Gguf::open(&crate::support::model_path()).unwrap();
-    quiet.set_engine(engine().clone(), gguf.metadata());
+    quiet.set_engine(engine().clone());
     let body = chat(&json!({"messages": [{"role": "user", "content": "word ".repeat(600)}], "max_tokens": 4}));
     let answer = post(&m40llm::app(quiet), "/v1/chat/completions", &body).await;
     assert_eq!(answer.status, 200);
