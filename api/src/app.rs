@@ -119,7 +119,12 @@ impl AppState {
 
     /// Returns when no submitted work is unfinished.
     pub async fn idle(&self) {
-        while self.0.model.get().is_some_and(|model| model.engine.is_busy() && model.engine.failure().is_none()) {
+        while self
+            .0
+            .model
+            .get()
+            .is_some_and(|model| model.engine.is_busy() && model.engine.failure().is_none())
+        {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -187,7 +192,8 @@ const TEMPLATED: [PromptFormat; 4] =
 
 impl Model {
     fn new(engine: Engine) -> Self {
-        let templates = TEMPLATED.map(|format| ChatTemplate::choose(format, engine.metadata(), engine.tokenizer()));
+        let templates =
+            TEMPLATED.map(|format| ChatTemplate::choose(format, engine.metadata(), engine.tokenizer()));
         let info = engine.info();
         let fingerprint = fingerprint(&format!(
             "{}|{:?}|{}|{}|{}|{}",
@@ -212,7 +218,10 @@ impl Model {
     /// The template for messages, or a 400 that says why there is none.
     pub(crate) fn chat_template(&self, format: PromptFormat) -> Result<&ChatTemplate, ApiError> {
         self.template(format).map_err(|e| ApiError::invalid("messages", e))?.ok_or_else(|| {
-            ApiError::invalid("messages", "this server runs with the prompt format `raw`; use /v1/completions")
+            ApiError::invalid(
+                "messages",
+                "this server runs with the prompt format `raw`; use /v1/completions",
+            )
         })
     }
 }

@@ -182,7 +182,8 @@ impl<'de> Deserialize<'de> for TokenId {
                 f.write_str("a token id")
             }
             fn visit_u64<E: de::Error>(self, id: u64) -> Result<TokenId, E> {
-                let id = u32::try_from(id).map_err(|_| E::invalid_value(de::Unexpected::Unsigned(id), &self))?;
+                let id =
+                    u32::try_from(id).map_err(|_| E::invalid_value(de::Unexpected::Unsigned(id), &self))?;
                 Ok(TokenId(id))
             }
             fn visit_f64<E: de::Error>(self, id: f64) -> Result<TokenId, E> {

@@ -127,7 +127,8 @@ pub(super) async fn generate(
         return respond(sequences, Pieces { framing, reason: FinishReason::Stop }, framing).await;
     }
     let (outcomes, usage) = sequences.collect().await?;
-    let outcome = outcomes.into_iter().next().ok_or_else(|| ApiError::internal("The engine gave no output."))?;
+    let outcome =
+        outcomes.into_iter().next().ok_or_else(|| ApiError::internal("The engine gave no output."))?;
     let finish_reason = finish_reason(outcome.reason);
     Ok(Json(NativeResponse { output: outcome.text, finish_reason, usage }).into_response())
 }
@@ -140,7 +141,11 @@ fn accepts_sse(headers: &HeaderMap) -> bool {
 }
 
 /// Checks every field, renders the prompt and tokenises it.
-fn prepare(request: NativeRequest, model: &Model, config: &ServerConfig) -> Result<GenerateRequest, ApiError> {
+fn prepare(
+    request: NativeRequest,
+    model: &Model,
+    config: &ServerConfig,
+) -> Result<GenerateRequest, ApiError> {
     let tokenizer = model.engine.tokenizer();
     let sampling = Sampling {
         temperature: request.temperature,
@@ -153,7 +158,8 @@ fn prepare(request: NativeRequest, model: &Model, config: &ServerConfig) -> Resu
     .check(tokenizer.vocab_size())?;
     let max_tokens = validate::max_tokens(request.max_tokens, None, 0)?;
     let stop = validate::stop(request.stop)?;
-    let format = request.prompt_format.as_deref().map_or(Ok(config.prompt_format), validate::prompt_format)?;
+    let format =
+        request.prompt_format.as_deref().map_or(Ok(config.prompt_format), validate::prompt_format)?;
     if request.prompt.is_empty() {
         return Err(ApiError::invalid("prompt", "it must not be empty"));
     }
@@ -187,14 +193,21 @@ impl Wire for Pieces {
     }
 
     fn close(&mut self, usage: Usage, out: &mut Frames) {
-        out.push(&NativePiece { output: "", done: true, finish_reason: Some(self.reason), usage: Some(usage) });
+        out.push(&NativePiece {
+            output: "",
+            done: true,
+            finish_reason: Some(self.reason),
+            usage: Some(usage),
+        });
     }
 
     fn keep_alive(&self, out: &mut Frames) {
         match self.framing {
             Framing::Sse => out.comment("keep-alive"),
             // NDJSON has no comments; a piece without text changes nothing.
-            Framing::Ndjson => out.push(&NativePiece { output: "", done: false, finish_reason: None, usage: None }),
+            Framing::Ndjson => {
+                out.push(&NativePiece { output: "", done: false, finish_reason: None, usage: None });
+            }
         }
     }
 }
@@ -207,7 +220,8 @@ mod tests {
 
     #[test]
     fn sse_is_for_those_who_accept_it() {
-        let check = |value| accepts_sse(&HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(value))]));
+        let check =
+            |value| accepts_sse(&HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(value))]));
         assert!(check("text/event-stream") && check("application/json, Text/Event-Stream;q=0.9"));
         assert!(!check("*/*") && !check("application/json"));
         assert!(!accepts_sse(&HeaderMap::new()));

@@ -78,7 +78,12 @@ pub(crate) async fn send(app: &Router, request: Request<Body>) -> Answer {
 }
 
 /// A request with these headers and this body.
-pub(crate) fn request(method: Method, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Request<Body> {
+pub(crate) fn request(
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: impl Into<Body>,
+) -> Request<Body> {
     let mut request = Request::builder().method(method).uri(path);
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -114,7 +119,8 @@ pub(crate) fn model_path() -> PathBuf {
 static LOADED: LazyLock<Engine> = LazyLock::new(|| {
     let path = model_path();
     assert!(path.exists(), "{} is missing: run scripts/fetch-model.sh smollm2", path.display());
-    let config = EngineConfig { ctx_size: Some(1024), max_batch: 8, max_queue: 64, ..EngineConfig::default() };
+    let config =
+        EngineConfig { ctx_size: Some(1024), max_batch: 8, max_queue: 64, ..EngineConfig::default() };
     Engine::load(&path, &config, |_| {}).unwrap()
 });
 
