@@ -1,9 +1,18 @@
 //! Text in and out: tokenizer, chat templates, streaming detokeniser, stop matcher.
 
+mod bpe;
+mod clock;
 mod detokenizer;
+mod jinja;
+mod keys;
+mod messages;
+mod pretokenizer;
+mod pyjson;
+mod spm;
 mod stop;
 mod template;
 mod tokenizer;
+mod vocab;
 
 pub use detokenizer::Detokenizer;
 pub use stop::{StopMatcher, StopOutcome};

@@ -1,8 +1,20 @@
 //! Stop strings over streamed text.
+//!
+//! One Knuth-Morris-Pratt automaton a stop string: its state is how much of the stop string the text
+//! ends with, which is at once what must be held back. The cost of a byte does not depend on how the
+//! text was cut into pieces or on how long the stop strings are.
 
 /// Finds the first stop string in a stream of text pieces and holds back what may begin one.
+///
+/// "First" is the one completed first; of several completed by the same character, the longest.
+/// So the outcome is the same however the stream is cut into pieces.
 #[derive(Debug)]
-pub struct StopMatcher {}
+pub struct StopMatcher {
+    automata: Vec<Automaton>,
+    /// Text not handed out yet: the longest end of the stream that begins a stop string.
+    held: String,
+    stopped: bool,
+}
 
 /// What [`StopMatcher::push`] settles.
 #[derive(Debug, PartialEq, Eq)]
@@ -16,18 +28,78 @@ pub enum StopOutcome {
 impl StopMatcher {
     /// Empty strings are ignored.
     pub fn new(stops: &[String]) -> Self {
-        unimplemented!()
+        let automata = stops.iter().filter(|stop| !stop.is_empty()).map(|stop| Automaton::new(stop)).collect();
+        Self { automata, held: String::new(), stopped: false }
     }
-    /// Adds text.
+
+    /// Adds text. After a match every further push is `Stopped` with no text.
     pub fn push(&mut self, text: &str) -> StopOutcome {
-        unimplemented!()
+        if self.stopped {
+            return StopOutcome::Stopped(String::new());
+        }
+        let before = self.held.len();
+        self.held.push_str(text);
+        for (at, byte) in text.bytes().enumerate() {
+            let mut matched = 0;
+            for automaton in &mut self.automata {
+                if automaton.step(byte) {
+                    matched = matched.max(automaton.stop.len());
+                }
+            }
+            if matched > 0 {
+                // Stop strings and text are whole UTF-8, so a match begins and ends between characters.
+                self.held.truncate(before + at + 1 - matched);
+                self.stopped = true;
+                return StopOutcome::Stopped(std::mem::take(&mut self.held));
+            }
+        }
+        let keep = self.automata.iter().map(|automaton| automaton.state).max().unwrap_or(0);
+        let rest = self.held.split_off(self.held.len() - keep);
+        StopOutcome::Text(std::mem::replace(&mut self.held, rest))
     }
+
     /// What was held back, at the end of the stream.
     pub fn finish(&mut self) -> String {
-        unimplemented!()
+        std::mem::take(&mut self.held)
     }
+
     /// Bytes held back now.
     pub fn held(&self) -> usize {
-        unimplemented!()
+        self.held.len()
+    }
+}
+
+/// One stop string and how much of it the text read so far ends with.
+#[derive(Debug)]
+struct Automaton {
+    stop: Vec<u8>,
+    /// `fallback[i]`: the longest proper prefix of `stop` that ends `stop[..=i]`.
+    fallback: Vec<usize>,
+    /// Always less than `stop.len()` between bytes, unless just matched.
+    state: usize,
+}
+
+impl Automaton {
+    fn new(stop: &str) -> Self {
+        let stop = stop.as_bytes().to_vec();
+        let mut fallback = vec![0; stop.len()];
+        let mut state = 0;
+        for i in 1..stop.len() {
+            while state > 0 && stop[i] != stop[state] {
+                state = fallback[state - 1];
+            }
+            state += usize::from(stop[i] == stop[state]);
+            fallback[i] = state;
+        }
+        Self { stop, fallback, state: 0 }
+    }
+
+    /// Reads one byte; true when the whole stop string has just been read.
+    fn step(&mut self, byte: u8) -> bool {
+        while self.state > 0 && self.stop[self.state] != byte {
+            self.state = self.fallback[self.state - 1];
+        }
+        self.state += usize::from(self.stop[self.state] == byte);
+        self.state == self.stop.len()
     }
 }
