@@ -2,3 +2,4 @@
 
 mod cpu_backend;
 mod engine;
+mod matmul;

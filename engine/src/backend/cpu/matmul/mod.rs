@@ -24,14 +24,7 @@ mod activations;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
-mod avx512 {
-    use super::*;
-    pub(super) const NATIVE_COLS: usize = 0;
-    #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2")]
-    pub(super) fn prepare(weight: &Matrix<'_>, row0: usize, rows: usize, panel: &mut [Line]) { portable::prepare(weight, row0, rows, panel) }
-    #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2")]
-    pub(super) fn multiply(_native: bool, t: &Tile<'_, '_>, panel: &mut [Line], x: &Activations, out: &mut [f32]) { for c in 0..t.cols { portable::column::<true>(t.weight, t.rows, panel, x, t.col + c, &mut out[c * TILE_ROWS..]); } }
-}
+mod avx512;
 mod blocks;
 mod portable;
 
@@ -305,7 +298,7 @@ fn form(isa: Isa, native: bool) -> Form {
     match isa {
         Isa::Portable | Isa::Avx2 => Form::Signed,
         Isa::Avx512Vnni if native => Form::Chunks,
-        Isa::Avx512Vnni => Form::Signed,
+        Isa::Avx512Vnni => Form::Unsigned,
     }
 }
 
