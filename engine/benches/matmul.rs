@@ -1,0 +1,69 @@
+//! Speed of the matrix products: GB/s of weights with one activation row, GFLOP/s with 512.
+//!
+//! `cargo bench -p m40llm-engine --bench matmul [-- TYPE...]`. Each figure is the best of several short runs.
+
+use std::time::{Duration, Instant};
+
+use m40llm_engine::{
+    backend::cpu::{
+        matmul::{Activations, Isa, Matrix, Mode, Output, Scratch, matmul},
+        pool::Pool,
+    },
+    gguf::DType,
+};
+
+const SHAPES: [(usize, usize); 5] = [(1536, 576), (576, 1536), (4864, 896), (896, 4864), (151_936, 896)];
+
+/// The shortest of many runs within a time budget.
+fn best(budget: Duration, mut f: impl FnMut()) -> f64 {
+    f();
+    let start = Instant::now();
+    let mut best = f64::INFINITY;
+    while start.elapsed() < budget {
+        let one = Instant::now();
+        f();
+        best = best.min(one.elapsed().as_secs_f64());
+    }
+    best
+}
+
+fn measure(isa: Isa, pool: &Pool, dtype: DType, (rows, cols): (usize, usize), x_rows: usize) -> Option<f64> {
+    if cols % dtype.block_len() != 0 {
+        return None;
+    }
+    // Bytes that are small finite numbers in every type; speed does not depend on them otherwise.
+    let bytes: Vec<u8> = (0..rows * dtype.row_bytes(cols)).map(|i| (i % 29) as u8).collect();
+    let weight = Matrix::new(dtype, &bytes, rows, cols);
+    let mut x = Activations::new(x_rows, cols);
+    let mut scratch = Scratch::new(pool.threads(), cols);
+    let mut out = vec![0f32; rows * x_rows];
+    let seconds = best(Duration::from_millis(60), || {
+        x.set(x_rows, cols).iter_mut().enumerate().for_each(|(i, x)| *x = (i % 17) as f32 - 8.0);
+        matmul(isa, pool, weight, &mut x, Output::new(&mut out, rows, Mode::Store), &mut scratch);
+    });
+    Some(seconds)
+}
+
+fn main() {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    for threads in [1, 2] {
+        let pool = Pool::new(threads);
+        for isa in Isa::available() {
+            println!("{}, {threads} threads: GB/s with 1 row, GFLOP/s with 4, 8 and 512", isa.name());
+            for dtype in DType::ALL.into_iter().filter(|t| wanted.is_empty() || wanted.iter().any(|w| w == t.name())) {
+                for shape in SHAPES {
+                    let (rows, cols) = shape;
+                    let Some(one) = measure(isa, &pool, dtype, shape, 1) else { continue };
+                    print!("{:7} {rows:6}x{cols:<5} {:7.1}", dtype.name(), (rows * dtype.row_bytes(cols)) as f64 / one / 1e9);
+                    let many: &[usize] = if rows > 100_000 || isa == Isa::Portable { &[4] } else { &[4, 8, 512] };
+                    for &x_rows in many {
+                        if let Some(seconds) = measure(isa, &pool, dtype, shape, x_rows) {
+                            print!(" {:8.0}", 2.0 * (rows * cols * x_rows) as f64 / seconds / 1e9);
+                        }
+                    }
+                    println!();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Quantised blocks to one common form: signed bytes in column order, a scale and a minimum a group.
+//!
+//! Weight = `d * q + m`, with groups of 32 columns or, for Q2_K, Q3_K and Q6_K, of 16. Layouts: ggml's
+//! ggml-common.h. Written plainly; it serves the portable and AVX2 kernels and is what the AVX-512
+//! unpacking is tested against.
+
+use half::f16;
+
+use crate::gguf::DType;
+
+/// The non-linear 4-bit types' values.
+pub(super) const IQ4_VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// True for types whose scale is shared by 16 columns instead of 32.
+pub(super) const fn has_sub_groups(dtype: DType) -> bool {
+    matches!(dtype, DType::Q2_K | DType::Q3_K | DType::Q6_K)
+}
+
+/// True for types with a minimum per group.
+pub(super) const fn has_min(dtype: DType) -> bool {
+    matches!(dtype, DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K | DType::Q2_K)
+}
+
+/// True for types whose weights stay floats.
+pub(super) const fn is_float(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
+}
+
+fn half_at(block: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
+
+/// Unpacks one row. `q`: a byte per column; `d` and `m`: one per group of 32 or 16; `m` stays as it is
+/// for types without a minimum.
+#[inline(always)]
+pub(super) fn unpack_row(dtype: DType, row: &[u8], q: &mut [i8], d: &mut [f32], m: &mut [f32]) {
+    let len = dtype.block_len();
+    let groups = if has_sub_groups(dtype) { 16 } else { len / 32 };
+    let blocks = row.chunks_exact(dtype.block_bytes()).zip(q.chunks_exact_mut(len));
+    for ((block, q), (d, m)) in blocks.zip(d.chunks_exact_mut(groups).zip(m.chunks_exact_mut(groups))) {
+        match dtype {
+            DType::Q4_0 => (d[0], _) = (half_at(block, 0), nibbles(&block[2..18], q, |n| n as i8 - 8)),
+            DType::Q4_1 => {
+                (d[0], m[0]) = (half_at(block, 0), half_at(block, 2));
+                nibbles(&block[4..20], q, |n| n as i8);
+            }
+            DType::Q5_0 => (d[0], _) = (half_at(block, 0), five_bits(&block[2..6], &block[6..22], q, 16)),
+            DType::Q5_1 => {
+                (d[0], m[0]) = (half_at(block, 0), half_at(block, 2));
+                five_bits(&block[4..8], &block[8..24], q, 0);
+            }
+            DType::Q8_0 => {
+                d[0] = half_at(block, 0);
+                q.iter_mut().zip(&block[2..34]).for_each(|(q, b)| *q = b.cast_signed());
+            }
+            DType::IQ4_NL => {
+                d[0] = half_at(block, 0);
+                nibbles(&block[2..18], q, |n| IQ4_VALUES[usize::from(n)]);
+            }
+            DType::IQ4_XS => iq4_xs(block, q, d),
+            DType::Q2_K => q2_k(block, q, d, m),
+            DType::Q3_K => q3_k(block, q, d),
+            DType::Q4_K => q4_k(block, q, d, m),
+            DType::Q5_K => q5_k(block, q, d, m),
+            DType::Q6_K => q6_k(block, q, d),
+            DType::F32 | DType::F16 | DType::BF16 => unreachable!("floats have no blocks"),
+        }
+    }
+}
+
+/// 16 bytes: low nibbles first, then high ones.
+#[inline(always)]
+fn nibbles(bytes: &[u8], q: &mut [i8], value: impl Fn(u8) -> i8) {
+    for (i, b) in bytes.iter().enumerate() {
+        q[i] = value(b & 15);
+        q[i + 16] = value(b >> 4);
+    }
+}
+
+#[inline(always)]
+fn five_bits(high: &[u8], low: &[u8], q: &mut [i8], offset: i8) {
+    let high = u32::from_le_bytes([high[0], high[1], high[2], high[3]]);
+    for (i, b) in low.iter().enumerate() {
+        q[i] = ((b & 15) | ((high >> i & 1) << 4) as u8) as i8 - offset;
+        q[i + 16] = ((b >> 4) | ((high >> (i + 16) & 1) << 4) as u8) as i8 - offset;
+    }
+}
+
+#[inline(always)]
+fn iq4_xs(block: &[u8], q: &mut [i8], d: &mut [f32]) {
+    let all = half_at(block, 0);
+    let high = u16::from_le_bytes([block[2], block[3]]);
+    for (g, q) in q.chunks_exact_mut(32).enumerate() {
+        let low = block[4 + g / 2] >> (4 * (g % 2)) & 15;
+        let scale = i32::from(low) | i32::from(high >> (2 * g) & 3) << 4;
+        d[g] = all * (scale - 32) as f32;
+        nibbles(&block[8 + 16 * g..24 + 16 * g], q, |n| IQ4_VALUES[usize::from(n)]);
+    }
+}
+
+#[inline(always)]
+fn q2_k(block: &[u8], q: &mut [i8], d: &mut [f32], m: &mut [f32]) {
+    let (all, min) = (half_at(block, 80), half_at(block, 82));
+    for g in 0..16 {
+        d[g] = all * f32::from(block[g] & 15);
+        m[g] = -min * f32::from(block[g] >> 4);
+    }
+    for (i, q) in q.iter_mut().enumerate() {
+        let (half, group, at) = (i / 128, i % 128 / 32, i % 32);
+        *q = (block[16 + 32 * half + at] >> (2 * group) & 3) as i8;
+    }
+}
+
+#[inline(always)]
+fn q3_k(block: &[u8], q: &mut [i8], d: &mut [f32]) {
+    let all = half_at(block, 108);
+    let scales = &block[96..108];
+    for g in 0..16 {
+        let low = scales[g % 8] >> (4 * (g / 8)) & 15;
+        let high = scales[8 + g % 4] >> (2 * (g / 4)) & 3;
+        d[g] = all * (i32::from(low | high << 4) - 32) as f32;
+    }
+    for (i, q) in q.iter_mut().enumerate() {
+        let (half, group, at) = (i / 128, i % 128 / 32, i % 32);
+        let low = block[32 + 32 * half + at] >> (2 * group) & 3;
+        let high = block[at] >> (4 * half + group) & 1;
+        *q = (low | high << 2) as i8 - 4;
+    }
+}
+
+/// The eight 6-bit scales and minima of Q4_K and Q5_K.
+#[inline(always)]
+fn six_bit_scales(block: &[u8], d: &mut [f32], m: &mut [f32]) {
+    let (all, min) = (half_at(block, 0), half_at(block, 2));
+    let s = &block[4..16];
+    for g in 0..4 {
+        d[g] = all * f32::from(s[g] & 63);
+        m[g] = -min * f32::from(s[4 + g] & 63);
+        d[4 + g] = all * f32::from(s[8 + g] & 15 | s[g] >> 6 << 4);
+        m[4 + g] = -min * f32::from(s[8 + g] >> 4 | s[4 + g] >> 6 << 4);
+    }
+}
+
+#[inline(always)]
+fn q4_k(block: &[u8], q: &mut [i8], d: &mut [f32], m: &mut [f32]) {
+    six_bit_scales(block, d, m);
+    for (pair, q) in q.chunks_exact_mut(64).enumerate() {
+        for (i, b) in block[16 + 32 * pair..48 + 32 * pair].iter().enumerate() {
+            q[i] = (b & 15) as i8;
+            q[32 + i] = (b >> 4) as i8;
+        }
+    }
+}
+
+#[inline(always)]
+fn q5_k(block: &[u8], q: &mut [i8], d: &mut [f32], m: &mut [f32]) {
+    six_bit_scales(block, d, m);
+    for (pair, q) in q.chunks_exact_mut(64).enumerate() {
+        for i in 0..32 {
+            let (low, high) = (block[48 + 32 * pair + i], block[16 + i] >> (2 * pair));
+            q[i] = (low & 15 | (high & 1) << 4) as i8;
+            q[32 + i] = (low >> 4 | (high & 2) << 3) as i8;
+        }
+    }
+}
+
+#[inline(always)]
+fn q6_k(block: &[u8], q: &mut [i8], d: &mut [f32]) {
+    let all = half_at(block, 208);
+    for g in 0..16 {
+        d[g] = all * f32::from(block[192 + g].cast_signed());
+    }
+    for (half, q) in q.chunks_exact_mut(128).enumerate() {
+        for i in 0..32 {
+            let (a, b, high) = (block[64 * half + i], block[64 * half + 32 + i], block[128 + 32 * half + i]);
+            q[i] = (a & 15 | (high & 3) << 4) as i8 - 32;
+            q[32 + i] = (b & 15 | (high >> 2 & 3) << 4) as i8 - 32;
+            q[64 + i] = (a >> 4 | (high >> 4 & 3) << 4) as i8 - 32;
+            q[96 + i] = (b >> 4 | high >> 6 << 4) as i8 - 32;
+        }
+    }
+}
