@@ -116,7 +116,7 @@ impl ChatTemplate {
     /// What clients may write in several ways is brought into the one that templates expect: text parts
     /// are joined, `arguments` strings that hold a JSON object are parsed (keys stay in order), empty
     /// `tool_calls` go, `developer` is `system` where the template does not know it, and absent content
-    /// is empty, unless the message calls tools and the template may look at that.
+    /// is empty, unless the message calls tools and the template tests content for being none.
     pub fn render(
         &self,
         messages: &[Json],

@@ -50,7 +50,7 @@ pub(super) struct Vocab {
 }
 
 /// Tokens that end a turn or the text in the models that have them, whatever the file says of them.
-const END_OF_GENERATION: [&str; 25] = [
+const END_OF_GENERATION: [&str; 22] = [
     "<|eot_id|>",
     "<|im_end|>",
     "<|end|>",
@@ -69,13 +69,25 @@ const END_OF_GENERATION: [&str; 25] = [
     "<|end_of_text|>",
     "<end_of_utterance>",
     "<eos>",
+    "<turn|>",
+    "<|tool_response>",
     "<｜end▁of▁sentence｜>",
-    // Fill-in-the-middle: padding, the next repository, the next file.
+    "[e~[",
+];
+
+/// Control tokens after which code models have nothing more to say: padding, the next repository, the
+/// next file.
+const END_OF_CODE: [&str; 11] = [
     "<|fim_pad|>",
     "<fim-pad>",
     "<fim_pad>",
-    "<|repo_name|>",
+    "<PAD>",
+    "[PAD]",
     "<|fim_repo|>",
+    "<|repo_name|>",
+    "<fim-repo>",
+    "<REPO>",
+    "<reponame>",
     "<|file_sep|>",
 ];
 
@@ -88,7 +100,7 @@ impl Vocab {
         let mut ends = Vec::with_capacity(tokens.len());
         let mut end_of_generation = HashSet::new();
         for (id, token) in tokens.iter().enumerate() {
-            if END_OF_GENERATION.contains(&token.as_str()) {
+            if ends_generation(token, kinds[id]) {
                 kinds[id] = Kind::Control;
                 end_of_generation.insert(id as u32);
             }
@@ -163,6 +175,12 @@ fn special_id(metadata: &Metadata, name: &str, tokens: usize) -> Result<Option<u
         }
         id => Ok(id.map(|id| id as u32)),
     }
+}
+
+fn ends_generation(token: &str, kind: Kind) -> bool {
+    // In some vocabularies `</s>` is a piece of HTML like any other.
+    let html = token == "</s>" && kind == Kind::Normal;
+    (END_OF_GENERATION.contains(&token) && !html) || (END_OF_CODE.contains(&token) && kind == Kind::Control)
 }
 
 fn token_bytes(token: &str, kind: Kind, spelling: Spelling, bytes: &mut Vec<u8>) -> Result<(), String> {
