@@ -236,8 +236,12 @@ fn fingerprint(text: &str) -> String {
 
 /// All routes with their layers.
 pub fn app(state: AppState) -> Router {
+    layered(routes::router(), state)
+}
+
+fn layered(router: Router<AppState>, state: AppState) -> Router {
     // The last layer is the outermost: ids and counts see every response, also those of CORS.
-    routes::router()
+    router
         .layer(middleware::from_fn(shape_rejections))
         .layer(CatchPanicLayer::custom(|_| panicked()))
         .layer(cors(&state.config().cors_origins))
@@ -341,6 +345,9 @@ pub async fn serve(
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt as _;
+    use tower::ServiceExt as _;
+
     use super::*;
 
     #[test]
@@ -369,6 +376,21 @@ mod tests {
         ] {
             assert!(!is_loopback(&HeaderValue::from_static(no)), "{no}");
         }
+    }
+
+    #[tokio::test]
+    async fn panics_are_500_with_our_body() {
+        let panicking = || async { assert!(1 > 2, "on purpose") };
+        let router = Router::new().route("/panic", axum::routing::get(panicking));
+        let app = layered(router, AppState::loading(ServerConfig::new("m", 0)));
+        let request = axum::extract::Request::get("/panic").body(axum::body::Body::empty()).unwrap();
+        let response = app.oneshot(request).await.unwrap();
+        assert_eq!(response.status(), 500);
+        assert!(response.headers().contains_key("x-request-id"));
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!((&body["error"]["type"], &body["error"]["code"]), (&"server_error".into(), &().into()));
+        assert!(!body.to_string().contains("on purpose"), "{body}");
     }
 
     #[test]
