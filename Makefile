@@ -29,6 +29,7 @@ test: test-rust test-clients ## Everything that must hold: Rust, then the offici
 test-rust:
 	scripts/fetch-model.sh smollm2
 	scripts/fetch-model.sh qwen2.5-coder-0.5b
+	scripts/fetch-vocabs.sh
 	cargo test --workspace
 
 # The binary that `cargo test` has built for its own tests: no second debug build.
