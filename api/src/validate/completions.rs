@@ -92,8 +92,7 @@ pub(crate) fn completions(
     let include_usage = include_usage(stream, request.stream_options)?;
     let n = choices(request.n)?;
     let best_of = best_of(request.best_of, n, stream)?;
-    let limit =
-        max_tokens(request.max_tokens, request.max_completion_tokens, 0)?.unwrap_or(DEFAULT_MAX_TOKENS);
+    let limit = max_tokens(request.max_tokens, request.max_completion_tokens, 0)?;
     let stop = stop(request.stop)?;
     let logprobs = integer("logprobs", request.logprobs, 0..=MAX_TOP_LOGPROBS)?.map(|n| n as usize);
     response_format(request.response_format.as_ref())?;
@@ -115,6 +114,7 @@ pub(crate) fn completions(
     let mut requests = Vec::with_capacity(prompts.len() * best_of);
     for source in &prompts {
         let prompt = source.encode(tokenizer);
+        let limit = limit.unwrap_or_else(|| default_limit(prompt.len(), model.engine.info().ctx_size));
         for j in 0..best_of {
             let mut sampling = sampling.clone();
             sampling.seed = seed_of(sampling.seed, j);
@@ -140,6 +140,11 @@ pub(crate) fn completions(
         include_usage,
         logprobs: logprobs.is_some(),
     })
+}
+
+/// A limit that nobody asked for makes no prompt too long; a full context still has no room for a token.
+fn default_limit(prompt: usize, ctx_size: usize) -> usize {
+    DEFAULT_MAX_TOKENS.min(ctx_size.saturating_sub(prompt)).max(1)
 }
 
 fn best_of(best_of: Option<i64>, n: usize, stream: bool) -> Result<usize, ApiError> {
@@ -177,6 +182,15 @@ fn sources(prompt: Prompt, tokenizer: &Tokenizer) -> Result<Vec<Source>, ApiErro
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_default_limit_fits_the_context() {
+        assert_eq!(default_limit(100, 2048), 16);
+        assert_eq!(default_limit(2040, 2048), 8);
+        // One too many: the engine refuses it as too long.
+        assert_eq!(default_limit(2048, 2048), 1);
+        assert_eq!(default_limit(9999, 2048), 1);
+    }
 
     #[test]
     fn best_of_is_at_least_n() {
