@@ -1,61 +1,29 @@
 //! The engine's public handle: load a model, submit requests, receive events.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+};
 
 use tokio::sync::mpsc;
 
 use crate::{
+    backend::{Backend, Capacity, cpu::ReferenceBackend},
+    config::{BackendChoice, EngineConfig},
     error::{EngineError, SubmitError},
-    sampling::SamplingParams,
-    text::{ChatTemplate, Tokenizer},
+    gguf::{Gguf, Metadata},
+    info::ModelInfo,
+    memory,
+    model::{Decoder, ModelConfig, Weights},
+    request::{Event, GenerateRequest},
+    sched::Limits,
+    text::Tokenizer,
+    worker::{self, Job, Shared},
 };
-
-/// Where the model runs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum BackendChoice {
-    /// The best device there is.
-    #[default]
-    Auto,
-    /// The CPU's fast paths.
-    Cpu,
-    /// The plain f32 reference on the CPU: slow, exact, the oracle of the tests.
-    Reference,
-}
-
-/// How keys and values are stored.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum KvType {
-    /// Half precision, the default.
-    #[default]
-    F16,
-    /// Single precision, for comparisons.
-    F32,
-    /// 8-bit blocks of 32 with an f16 scale.
-    Q8,
-}
-
-/// What [`Engine::load`] needs to know beside the file.
-#[derive(Debug, Clone)]
-pub struct EngineConfig {
-    /// Where the model runs.
-    pub backend: BackendChoice,
-    /// Longest sequence served, in tokens; `None`: the model's own, as far as memory allows.
-    pub ctx_size: Option<usize>,
-    /// Most sequences in one step.
-    pub max_batch: usize,
-    /// Most requests waiting for a place in the batch.
-    pub max_queue: usize,
-    /// CPU threads; `None`: one per core this process may use.
-    pub threads: Option<usize>,
-    /// Storage of keys and values.
-    pub kv_type: KvType,
-}
-
-impl Default for EngineConfig {
-    fn default() -> Self {
-        Self { backend: BackendChoice::Auto, ctx_size: None, max_batch: 16, max_queue: 256, threads: None, kv_type: KvType::F16 }
-    }
-}
 
 /// Loading, in bytes of weights.
 #[derive(Debug, Clone, Copy)]
@@ -64,118 +32,6 @@ pub struct LoadProgress {
     pub done: u64,
     /// Bytes in all.
     pub total: u64,
-}
-
-/// What is loaded, for `/v1/models`, `inspect` and logs.
-#[derive(Debug, Clone)]
-pub struct ModelInfo {
-    /// `general.name`, when the file has it.
-    pub name: Option<String>,
-    /// `general.architecture`.
-    pub architecture: String,
-    /// The quantisation as users know it: `Q4_K_M`, `Q8_0`, `F16`.
-    pub quantization: String,
-    /// Weights, counted.
-    pub parameters: u64,
-    /// Bytes of tensor data.
-    pub size_bytes: u64,
-    /// The longest sequence served.
-    pub ctx_size: usize,
-    /// The context the model was trained for.
-    pub ctx_train: usize,
-    /// Vocabulary size.
-    pub vocab_size: usize,
-    /// Embedding width.
-    pub embedding_length: usize,
-    /// Transformer layers.
-    pub layers: usize,
-    /// The backend in words, such as `cpu (avx512-vnni, 2 threads)`.
-    pub backend: String,
-    /// Tokens the KV pool holds, over all sequences.
-    pub kv_tokens: usize,
-    /// Bytes of the KV pool.
-    pub kv_bytes: u64,
-}
-
-/// One sequence to generate.
-#[derive(Debug, Clone, Default)]
-pub struct GenerateRequest {
-    /// Token ids, at least one.
-    pub prompt: Vec<u32>,
-    /// Most tokens to generate; `None`: what the context leaves; 0: only read the prompt.
-    pub max_tokens: Option<usize>,
-    /// How a token is chosen.
-    pub sampling: SamplingParams,
-    /// Text that ends the generation; it is not part of the output.
-    pub stop: Vec<String>,
-    /// Go on past end-of-generation tokens (for benchmarks).
-    pub ignore_eos: bool,
-    /// Log-probabilities of each generated token, with so many alternatives (0: the token's own only).
-    pub logprobs: Option<usize>,
-    /// The same for the prompt's tokens, delivered in one [`Event::Prompt`].
-    pub prompt_logprobs: Option<usize>,
-}
-
-/// A token's log-probability and that of its best alternatives.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TokenLogprob {
-    /// Natural log-probability of the token; `None` for a prompt's first token, which nothing predicts.
-    pub logprob: Option<f32>,
-    /// The most likely tokens at this place with their log-probabilities, best first.
-    pub top: Vec<(u32, f32)>,
-}
-
-/// A token of the prompt or of the output.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TokenOut {
-    /// Its id.
-    pub id: u32,
-    /// Asked for by `logprobs` or `prompt_logprobs`.
-    pub logprob: Option<TokenLogprob>,
-}
-
-/// Why a generation ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FinishReason {
-    /// An end-of-generation token or a stop string.
-    Stop,
-    /// `max_tokens` or the end of the context.
-    Length,
-}
-
-/// Token counts of one request.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Tokens in the prompt.
-    pub prompt_tokens: usize,
-    /// Of these, taken from a cache.
-    pub cached_tokens: usize,
-    /// Token ids generated, the end-of-generation token included.
-    pub completion_tokens: usize,
-}
-
-/// What a running request tells.
-#[derive(Debug, Clone)]
-pub enum Event {
-    /// The prompt's tokens scored, once, before any [`Event::Text`]; only with `prompt_logprobs`.
-    Prompt(Vec<TokenOut>),
-    /// More output. `text` never ends within a character; `tokens` are those whose text (or whose
-    /// being held back) this event settles, and `text` may be empty when tokens carry none.
-    Text {
-        /// UTF-8 that is final.
-        text: String,
-        /// Tokens released with it.
-        tokens: Vec<TokenOut>,
-    },
-    /// The end; nothing follows.
-    Done {
-        /// Why.
-        reason: FinishReason,
-        /// The counts.
-        usage: Usage,
-    },
-    /// The end by a failure; nothing follows.
-    Failed(EngineError),
 }
 
 /// A submitted request. Dropping it cancels the work within one step.
@@ -215,47 +71,203 @@ pub struct Stats {
     pub generated_tokens: u64,
 }
 
-/// A loaded model and the thread that runs it. Cheap to clone; the last clone dropped ends the thread.
-#[derive(Clone)]
+/// A loaded model and the thread that runs it. Cheap to clone; the last clone dropped ends the thread
+/// once what was submitted is finished.
+#[derive(Debug, Clone)]
 pub struct Engine {
-    inner: Arc<()>,
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    info: ModelInfo,
+    metadata: Metadata,
+    tokenizer: Arc<Tokenizer>,
+    jobs: mpsc::UnboundedSender<Job>,
+    shared: Arc<Shared>,
+    draining: AtomicBool,
+    /// Requests taken and not ended, and how many there may be.
+    active: Arc<AtomicUsize>,
+    max_active: usize,
+    max_batch: usize,
 }
 
 impl Engine {
     /// Maps and checks the file, takes the weights in and starts the worker.
-    pub fn load(path: &Path, config: &EngineConfig, progress: impl FnMut(LoadProgress)) -> Result<Self, EngineError> {
-        unimplemented!()
+    pub fn load(
+        path: &Path,
+        config: &EngineConfig,
+        progress: impl FnMut(LoadProgress),
+    ) -> Result<Self, EngineError> {
+        let threads =
+            config.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
+        match config.backend {
+            BackendChoice::Auto | BackendChoice::Cpu | BackendChoice::Reference => {
+                Self::load_on(path, config, ReferenceBackend::new(threads), progress)
+            }
+        }
     }
+
+    /// As [`Engine::load`], on a backend of the caller's.
+    pub fn load_on<B: Backend>(
+        path: &Path,
+        config: &EngineConfig,
+        mut backend: B,
+        mut progress: impl FnMut(LoadProgress),
+    ) -> Result<Self, EngineError> {
+        if config.max_batch == 0 || config.max_batch > MAX_BATCH {
+            return Err(EngineError::Config(format!("max-batch must be 1 to {MAX_BATCH}")));
+        }
+        let file = Gguf::open(path)?;
+        let model = ModelConfig::from_gguf(&file)?;
+        let tokenizer = Arc::new(Tokenizer::from_metadata(file.metadata())?);
+        let total = file.tensors().iter().map(|t| t.range.len() as u64).sum();
+        let weights = Weights::load(&file, &model.architecture, &model.shape, &mut backend, &mut |done| {
+            progress(LoadProgress { done, total });
+        })?;
+
+        let plan = memory::plan(&model, config, memory::available())?;
+        let limits = Limits {
+            tokens: STEP_TOKENS.max(config.max_batch),
+            sequences: config.max_batch,
+            logit_rows: LOGIT_ROWS.max(config.max_batch),
+        };
+        let capacity = Capacity {
+            tokens: limits.tokens,
+            sequences: limits.sequences,
+            logit_rows: limits.logit_rows,
+            kv_blocks: plan.kv_blocks,
+            kv_type: config.kv_type,
+        };
+        backend.allocate(&model.shape, &capacity)?;
+
+        let info = ModelInfo::new(&file, &model, &plan, backend.describe());
+        let shared = Arc::new(Shared::default());
+        let (jobs, inbox) = mpsc::unbounded_channel();
+        let decoder = Decoder::new(backend, weights);
+        let (state, text) = (Arc::clone(&shared), Arc::clone(&tokenizer));
+        thread::Builder::new()
+            .name("m40llm-worker".into())
+            .spawn(move || worker::run(decoder, &text, limits, plan.kv_blocks, inbox, &state))
+            .map_err(|e| EngineError::Backend(format!("cannot start the worker thread: {e}")))?;
+        let inner = Inner {
+            info,
+            metadata: file.metadata().clone(),
+            tokenizer,
+            jobs,
+            shared,
+            draining: AtomicBool::new(false),
+            active: Arc::default(),
+            max_active: config.max_batch + config.max_queue,
+            max_batch: config.max_batch,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
     /// What is loaded.
     pub fn info(&self) -> &ModelInfo {
-        unimplemented!()
+        &self.inner.info
     }
+
+    /// The file's key-value section, for choosing a chat template.
+    pub fn metadata(&self) -> &Metadata {
+        &self.inner.metadata
+    }
+
     /// The model's tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
-        unimplemented!()
+        &self.inner.tokenizer
     }
-    /// The model's own chat template, when the file has one that compiles.
-    pub fn chat_template(&self) -> Option<&ChatTemplate> {
-        unimplemented!()
-    }
+
     /// Queues a request. Never blocks.
     pub fn submit(&self, request: GenerateRequest) -> Result<Generation, SubmitError> {
-        unimplemented!()
+        let inner = &*self.inner;
+        if inner.draining.load(Ordering::Relaxed) {
+            return Err(SubmitError::Draining);
+        }
+        if let Some(words) = self.failure() {
+            return Err(SubmitError::Stopped(words));
+        }
+        self.check(&request)?;
+        let place = Place::take(&inner.active, inner.max_active)
+            .ok_or(SubmitError::QueueFull(inner.max_active - inner.max_batch))?;
+        let (sender, events) = mpsc::unbounded_channel();
+        inner
+            .jobs
+            .send(Job { request, ctx_size: inner.info.ctx_size, events: sender, place })
+            .map_err(|_| SubmitError::Stopped("its worker thread is gone".into()))?;
+        Ok(Generation { events })
     }
+
+    fn check(&self, request: &GenerateRequest) -> Result<(), SubmitError> {
+        let ModelInfo { ctx_size, vocab_size, .. } = self.inner.info;
+        let prompt = request.prompt.len();
+        if prompt == 0 {
+            return Err(SubmitError::InvalidPrompt("the prompt is empty".into()));
+        }
+        // Without a bound there must be room for one token at least.
+        let requested = prompt.saturating_add(request.max_tokens.unwrap_or(1));
+        if requested > ctx_size {
+            return Err(SubmitError::ContextLength { prompt, requested, limit: ctx_size });
+        }
+        match request.prompt.iter().find(|&&id| id as usize >= vocab_size) {
+            Some(id) => Err(SubmitError::InvalidPrompt(format!(
+                "the prompt holds token id {id}; ids are 0 to {}",
+                vocab_size - 1
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// The worker's numbers now.
     pub fn stats(&self) -> Stats {
-        unimplemented!()
+        *lock(&self.inner.shared.stats)
     }
+
     /// Refuses new requests from now on; what was taken is finished.
     pub fn drain(&self) {
-        unimplemented!()
+        self.inner.draining.store(true, Ordering::Relaxed);
     }
+
     /// True while submitted work is unfinished.
     pub fn is_busy(&self) -> bool {
-        unimplemented!()
+        self.inner.active.load(Ordering::Relaxed) > 0
     }
-    /// The worker's last words, when it has ended.
+
+    /// The worker's last words, when it has ended by a failure.
     pub fn failure(&self) -> Option<String> {
-        unimplemented!()
+        lock(&self.inner.shared.failure).clone()
     }
+}
+
+/// Tokens of prompts and decode in one step: enough to keep a matrix product busy, few enough that a
+/// stranger's prompt does not hold up running streams for long.
+const STEP_TOKENS: usize = 512;
+/// Rows of logits in one step; a row of a 150k vocabulary is 600 KB.
+const LOGIT_ROWS: usize = 32;
+/// More sequences than this would not fit a step.
+const MAX_BATCH: usize = 512;
+
+/// A request's place among those the engine will hold; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(active: &Arc<AtomicUsize>, limit: usize) -> Option<Self> {
+        active
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < limit).then_some(n + 1))
+            .ok()
+            .map(|_| Self(Arc::clone(active)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Locks a mutex whose data stay valid wherever a holder may have panicked.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

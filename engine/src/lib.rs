@@ -17,18 +17,22 @@
 //! Knows nothing of HTTP or of anybody's JSON.
 
 pub mod backend;
+pub mod config;
 pub mod error;
 pub mod gguf;
 pub mod handle;
+pub mod info;
+pub mod memory;
 pub mod model;
+pub mod request;
 pub mod sampling;
 pub mod sched;
 pub mod text;
 mod worker;
 
+pub use config::{BackendChoice, EngineConfig, KvType};
 pub use error::{EngineError, SubmitError};
-pub use handle::{
-    BackendChoice, Engine, EngineConfig, Event, FinishReason, GenerateRequest, Generation, LoadProgress, ModelInfo, Stats,
-    TokenLogprob, Usage, TokenOut
-};
+pub use handle::{Engine, Generation, LoadProgress, Stats};
+pub use info::ModelInfo;
+pub use request::{Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage};
 pub use sampling::SamplingParams;

@@ -1,1 +1,382 @@
-//! The thread that runs the model.
+//! The one thread that runs the model: take requests, plan a step, run it, sample, emit.
+
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Mutex,
+};
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::TryRecvError};
+
+use crate::{
+    backend::Backend,
+    error::EngineError,
+    handle::{Place, Stats, lock},
+    model::Decoder,
+    request::{Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage},
+    sampling::{Sampler, log_softmax_of, top_logprobs},
+    sched::{Batch, Limits, Planned, Scheduler, SequenceId},
+    text::{Detokenizer, StopMatcher, StopOutcome, Tokenizer},
+};
+
+/// A request on its way to the worker.
+pub(crate) struct Job {
+    pub(crate) request: GenerateRequest,
+    pub(crate) ctx_size: usize,
+    pub(crate) events: UnboundedSender<Event>,
+    pub(crate) place: Place,
+}
+
+/// What the worker lets others see.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    pub(crate) stats: Mutex<Stats>,
+    /// Set once, when the worker ends by a panic.
+    pub(crate) failure: Mutex<Option<String>>,
+}
+
+/// Runs until every [`crate::Engine`] is gone and the work is done. A panic fails the running requests,
+/// leaves its words in `shared` and ends the thread; it never leaves a client waiting.
+pub(crate) fn run<B: Backend>(
+    decoder: Decoder<B>,
+    tokenizer: &Tokenizer,
+    limits: Limits,
+    kv_blocks: usize,
+    inbox: UnboundedReceiver<Job>,
+    shared: &Shared,
+) {
+    let mut worker = Worker {
+        decoder,
+        tokenizer,
+        scheduler: Scheduler::new(limits, kv_blocks),
+        running: HashMap::new(),
+        inbox,
+        next_id: 0,
+        shared,
+        stats: Stats { kv_blocks_total: kv_blocks, ..Stats::default() },
+    };
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| worker.serve())) {
+        let words = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("unknown cause");
+        let words = format!("the model's worker failed: {words}");
+        *lock(&shared.failure) = Some(words.clone());
+        worker.inbox.close();
+        worker.fail_all(&EngineError::Backend(words));
+    }
+}
+
+struct Worker<'a, B: Backend> {
+    decoder: Decoder<B>,
+    tokenizer: &'a Tokenizer,
+    scheduler: Scheduler,
+    /// Waiting and running requests.
+    running: HashMap<SequenceId, Running>,
+    inbox: UnboundedReceiver<Job>,
+    next_id: u64,
+    shared: &'a Shared,
+    stats: Stats,
+}
+
+impl<B: Backend> Worker<'_, B> {
+    fn serve(&mut self) {
+        let (mut batch, mut planned) = (Batch::default(), Vec::new());
+        self.publish();
+        while self.receive() {
+            self.drop_cancelled();
+            self.scheduler.plan(&mut batch, &mut planned);
+            self.stats.waiting = self.scheduler.waiting();
+            self.stats.running = self.scheduler.running();
+            if !batch.tokens.is_empty() {
+                self.publish();
+                self.step(&batch, &planned);
+            }
+            self.stats.waiting = self.scheduler.waiting();
+            self.stats.running = self.scheduler.running();
+            self.publish();
+        }
+    }
+
+    /// Takes new requests in; sleeps while there is nothing to do. False when no more can come and
+    /// none is left.
+    fn receive(&mut self) -> bool {
+        if self.running.is_empty() {
+            match self.inbox.blocking_recv() {
+                Some(job) => self.take(job),
+                None => return false,
+            }
+        }
+        loop {
+            match self.inbox.try_recv() {
+                Ok(job) => self.take(job),
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return !self.running.is_empty(),
+            }
+        }
+    }
+
+    fn take(&mut self, job: Job) {
+        let id = SequenceId(self.next_id);
+        self.next_id += 1;
+        let prompt = job.request.prompt.clone();
+        self.scheduler.add(id, prompt, job.request.prompt_logprobs.is_some());
+        self.running.insert(id, Running::new(job));
+    }
+
+    fn drop_cancelled(&mut self) {
+        let scheduler = &mut self.scheduler;
+        self.running.retain(|&id, request| {
+            let keep = !request.events.is_closed();
+            if !keep {
+                scheduler.remove(id);
+            }
+            keep
+        });
+    }
+
+    fn step(&mut self, batch: &Batch, planned: &[Planned]) {
+        let logits = match self.decoder.forward(batch) {
+            Ok(logits) => logits,
+            Err(error) => {
+                self.fail_all(&error);
+                return;
+            }
+        };
+        self.stats.steps += 1;
+        let vocab = if batch.logit_rows.is_empty() { 0 } else { logits.len() / batch.logit_rows.len() };
+        for plan in planned {
+            let Some(request) = self.running.get_mut(&plan.id) else { continue };
+            let rows = &logits[plan.first_row * vocab..(plan.first_row + plan.rows) * vocab];
+            if plan.samples && request.generated == 0 {
+                self.stats.prompt_tokens += request.prompt.len() as u64;
+            }
+            match request.advance(self.tokenizer, plan, rows, vocab) {
+                Progress::Prompt => {}
+                Progress::Token(token) => {
+                    self.stats.generated_tokens += 1;
+                    self.scheduler.push(plan.id, token);
+                }
+                Progress::Ended => {
+                    self.stats.generated_tokens += u64::from(request.generated > 0);
+                    self.scheduler.remove(plan.id);
+                    self.running.remove(&plan.id);
+                }
+            }
+        }
+    }
+
+    fn fail_all(&mut self, error: &EngineError) {
+        for (id, request) in self.running.drain() {
+            self.scheduler.remove(id);
+            request.emit(Event::Failed(error.clone()));
+        }
+        while let Ok(job) = self.inbox.try_recv() {
+            let _ = job.events.send(Event::Failed(error.clone()));
+        }
+    }
+
+    fn publish(&mut self) {
+        let pool = self.scheduler.pool();
+        self.stats.kv_blocks_used = pool.total() - pool.free();
+        *lock(&self.shared.stats) = self.stats;
+    }
+}
+
+/// How a request stands after a step.
+enum Progress {
+    /// Nothing generated: the prompt goes on.
+    Prompt,
+    /// Goes on with this token.
+    Token(u32),
+    /// Has had its last event.
+    Ended,
+}
+
+/// A request being worked on.
+struct Running {
+    prompt: Vec<u32>,
+    max_tokens: usize,
+    ignore_eos: bool,
+    logprobs: Option<usize>,
+    prompt_logprobs: Option<usize>,
+    sampler: Sampler,
+    output: Output,
+    scored: Vec<TokenOut>,
+    generated: usize,
+    events: UnboundedSender<Event>,
+    _place: Place,
+}
+
+impl Running {
+    fn new(job: Job) -> Self {
+        let Job { request, ctx_size, events, place } = job;
+        Self {
+            max_tokens: request.max_tokens.unwrap_or(usize::MAX).min(ctx_size - request.prompt.len()),
+            ignore_eos: request.ignore_eos,
+            logprobs: request.logprobs,
+            prompt_logprobs: request.prompt_logprobs,
+            sampler: Sampler::new(request.sampling, &request.prompt),
+            output: Output::new(&request.stop),
+            scored: Vec::new(),
+            generated: 0,
+            prompt: request.prompt,
+            events,
+            _place: place,
+        }
+    }
+
+    /// Uses a step's logits: scores prompt tokens, samples the next one, emits what is settled.
+    fn advance(&mut self, tokenizer: &Tokenizer, plan: &Planned, rows: &[f32], vocab: usize) -> Progress {
+        let row = |i: usize| &rows[i * vocab..(i + 1) * vocab];
+        if self.prompt_logprobs.is_some() && self.generated == 0 {
+            self.score_prompt(plan, row);
+        }
+        if !plan.samples {
+            return Progress::Prompt;
+        }
+        if self.max_tokens == 0 {
+            return self.finish(FinishReason::Length);
+        }
+        let logits = row(plan.rows - 1);
+        let Some(token) = self.sampler.sample(logits) else {
+            self.emit(Event::Failed(EngineError::Backend("the model produced no finite logits".into())));
+            return Progress::Ended;
+        };
+        self.generated += 1;
+        if !self.ignore_eos && tokenizer.is_end_of_generation(token) {
+            return self.finish(FinishReason::Stop);
+        }
+        let logprob = self.logprobs.map(|n| logprob_of(logits, token, n));
+        let bytes = if tokenizer.is_control(token) { &[][..] } else { tokenizer.token_bytes(token) };
+        let (piece, stopped) = self.output.push(TokenOut { id: token, logprob }, bytes);
+        if let Some(event) = piece {
+            self.emit(event);
+        }
+        if stopped {
+            return self.end(FinishReason::Stop);
+        }
+        if self.generated >= self.max_tokens {
+            return self.finish(FinishReason::Length);
+        }
+        Progress::Token(token)
+    }
+
+    /// Row `i` predicts the prompt token at `plan.position + i + 1`.
+    fn score_prompt<'r>(&mut self, plan: &Planned, row: impl Fn(usize) -> &'r [f32]) {
+        let top = self.prompt_logprobs.unwrap_or(0);
+        if plan.position == 0 {
+            let logprob = TokenLogprob { logprob: None, top: Vec::new() };
+            self.scored.push(TokenOut { id: self.prompt[0], logprob: Some(logprob) });
+        }
+        for i in 0..plan.rows {
+            if let Some(&id) = self.prompt.get(plan.position + i + 1) {
+                self.scored.push(TokenOut { id, logprob: Some(logprob_of(row(i), id, top)) });
+            }
+        }
+        if plan.samples {
+            let scored = std::mem::take(&mut self.scored);
+            self.emit(Event::Prompt(scored));
+        }
+    }
+
+    /// Emits what was held back, then the end.
+    fn finish(&mut self, reason: FinishReason) -> Progress {
+        let (piece, stopped) = self.output.flush();
+        if let Some(event) = piece {
+            self.emit(event);
+        }
+        self.end(if stopped { FinishReason::Stop } else { reason })
+    }
+
+    fn end(&self, reason: FinishReason) -> Progress {
+        let prompt_tokens = self.prompt.len();
+        let usage = Usage { prompt_tokens, cached_tokens: 0, completion_tokens: self.generated };
+        self.emit(Event::Done { reason, usage });
+        Progress::Ended
+    }
+
+    fn emit(&self, event: Event) {
+        // A closed channel is a cancelled request; the next step drops it.
+        let _ = self.events.send(event);
+    }
+}
+
+fn logprob_of(row: &[f32], token: u32, top: usize) -> TokenLogprob {
+    let (logprob, normaliser) = log_softmax_of(row, token);
+    TokenLogprob { logprob: Some(logprob), top: top_logprobs(row, normaliser, top) }
+}
+
+/// Bytes to final text: whole characters first, then stop strings; tokens go out with their text.
+struct Output {
+    detokenizer: Detokenizer,
+    stop: StopMatcher,
+    /// Tokens not yet released, each with the number of output bytes up to its end.
+    held: Vec<(usize, TokenOut)>,
+    /// Output bytes so far, and how many of them have been let go as text.
+    bytes: usize,
+    emitted: usize,
+    /// The end of the last token released.
+    released: usize,
+}
+
+impl Output {
+    fn new(stops: &[String]) -> Self {
+        Self {
+            detokenizer: Detokenizer::default(),
+            stop: StopMatcher::new(stops),
+            held: Vec::new(),
+            bytes: 0,
+            emitted: 0,
+            released: 0,
+        }
+    }
+
+    /// Adds a token; returns the event it settles, if any, and whether a stop string matched.
+    fn push(&mut self, token: TokenOut, bytes: &[u8]) -> (Option<Event>, bool) {
+        self.bytes += bytes.len();
+        self.held.push((self.bytes, token));
+        let text = self.detokenizer.push(bytes);
+        let outcome = self.stop.push(&text);
+        self.settle(outcome)
+    }
+
+    /// The end of the stream: incomplete characters become U+FFFD, what might have begun a stop string
+    /// turns out to be text.
+    fn flush(&mut self) -> (Option<Event>, bool) {
+        let rest = self.detokenizer.finish();
+        let outcome = match self.stop.push(&rest) {
+            StopOutcome::Text(text) => StopOutcome::Text(text + &self.stop.finish()),
+            stopped @ StopOutcome::Stopped(_) => stopped,
+        };
+        self.settle(outcome)
+    }
+
+    fn settle(&mut self, outcome: StopOutcome) -> (Option<Event>, bool) {
+        let (text, stopped) = match outcome {
+            StopOutcome::Text(text) => (text, false),
+            StopOutcome::Stopped(text) => (text, true),
+        };
+        self.emitted += text.len();
+        // A token is settled with the last of its bytes; on a match, so is the one that the stop string
+        // cuts, while those wholly within the stop string belong to no text and go unreported.
+        let settled = self.bytes.saturating_sub(self.detokenizer.held() + self.stop.held());
+        let mut from = self.released;
+        let ready = self
+            .held
+            .iter()
+            .take_while(|(end, _)| {
+                let is_ready = if stopped { from < self.emitted } else { *end <= settled };
+                from = *end;
+                is_ready
+            })
+            .count();
+        if ready > 0 {
+            self.released = self.held[ready - 1].0;
+        }
+        let tokens: Vec<TokenOut> = self.held.drain(..ready).map(|(_, token)| token).collect();
+        let event = (!text.is_empty() || !tokens.is_empty()).then_some(Event::Text { text, tokens });
+        (event, stopped)
+    }
+}

@@ -6,7 +6,7 @@
 
 pub mod cpu;
 
-use crate::{error::EngineError, gguf::Tensor, handle::KvType, sched::Batch};
+use crate::{config::KvType, error::EngineError, gguf::Tensor, sched::Batch};
 
 /// Which halves of a head RoPE rotates together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

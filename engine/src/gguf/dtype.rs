@@ -24,8 +24,21 @@ pub enum DType {
 impl DType {
     /// Every type, in ggml's order.
     pub const ALL: [DType; 15] = [
-        DType::F32, DType::F16, DType::Q4_0, DType::Q4_1, DType::Q5_0, DType::Q5_1, DType::Q8_0, DType::Q2_K,
-        DType::Q3_K, DType::Q4_K, DType::Q5_K, DType::Q6_K, DType::IQ4_NL, DType::IQ4_XS, DType::BF16,
+        DType::F32,
+        DType::F16,
+        DType::Q4_0,
+        DType::Q4_1,
+        DType::Q5_0,
+        DType::Q5_1,
+        DType::Q8_0,
+        DType::Q2_K,
+        DType::Q3_K,
+        DType::Q4_K,
+        DType::Q5_K,
+        DType::Q6_K,
+        DType::IQ4_NL,
+        DType::IQ4_XS,
+        DType::BF16,
     ];
 
     /// ggml's number for it.
@@ -102,4 +115,49 @@ impl DType {
             DType::IQ4_XS => "IQ4_XS",
         }
     }
+
+    /// The type that ggml numbers so; otherwise an error that names it and lists the supported ones.
+    pub(super) fn from_ggml_id(id: u32) -> Result<Self, String> {
+        if let Some(dtype) = Self::ALL.into_iter().find(|dtype| dtype.ggml_id() == id) {
+            return Ok(dtype);
+        }
+        let supported = Self::ALL.map(Self::name).join(", ");
+        Err(match unsupported_name(id) {
+            Some(name) => format!("type {name} is not supported (supported: {supported})"),
+            None => format!("type number {id} is unknown (supported: {supported})"),
+        })
+    }
+}
+
+/// ggml's name of a type that this engine does not read (ggml.h, `enum ggml_type`).
+fn unsupported_name(id: u32) -> Option<&'static str> {
+    Some(match id {
+        4 => "Q4_2",
+        5 => "Q4_3",
+        9 => "Q8_1",
+        15 => "Q8_K",
+        16 => "IQ2_XXS",
+        17 => "IQ2_XS",
+        18 => "IQ3_XXS",
+        19 => "IQ1_S",
+        21 => "IQ3_S",
+        22 => "IQ2_S",
+        24 => "I8",
+        25 => "I16",
+        26 => "I32",
+        27 => "I64",
+        28 => "F64",
+        29 => "IQ1_M",
+        31 => "Q4_0_4_4",
+        32 => "Q4_0_4_8",
+        33 => "Q4_0_8_8",
+        34 => "TQ1_0",
+        35 => "TQ2_0",
+        36 => "IQ4_NL_4_4",
+        37 => "IQ4_NL_4_8",
+        38 => "IQ4_NL_8_8",
+        39 => "MXFP4",
+        40 => "NVFP4",
+        _ => return None,
+    })
 }

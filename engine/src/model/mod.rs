@@ -1,1 +1,9 @@
-//! The model: configuration, weights, decoder.
+//! The model: configuration from metadata, weights by name, the decoder written once.
+
+mod config;
+mod decoder;
+mod weights;
+
+pub use config::ModelConfig;
+pub use decoder::Decoder;
+pub use weights::Weights;

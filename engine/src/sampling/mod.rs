@@ -1,4 +1,11 @@
 //! Logits and parameters to a token.
+//!
+//! The order: bias and penalties on the logits, then temperature, then top-k, top-p and min-p on what is
+//! left, as `OpenAI`, vLLM and Hugging Face have it (llama.cpp divides by the temperature last).
+
+mod sampler;
+
+pub use sampler::{Sampler, argmax, log_softmax_of, top_logprobs};
 
 /// How a token is chosen. The defaults are OpenAI's; a `temperature` of 0 or a `top_k` of 1 is greedy.
 #[derive(Debug, Clone, PartialEq)]
@@ -11,13 +18,14 @@ pub struct SamplingParams {
     pub top_p: f32,
     /// Keep tokens at least this likely relative to the best; 0 to 1.
     pub min_p: f32,
-    /// Divides (or multiplies, where negative) logits of tokens seen; 1: off.
+    /// Divides positive logits of tokens seen in prompt or output, multiplies negative ones; 1: off.
+    /// Source: Keskar et al., CTRL (arXiv 1909.05858).
     pub repetition_penalty: f32,
     /// Subtracted once from logits of tokens generated; -2 to 2.
     pub presence_penalty: f32,
     /// Subtracted per occurrence from logits of tokens generated; -2 to 2.
     pub frequency_penalty: f32,
-    /// Added to the logits of these tokens.
+    /// Added to the logits of these tokens; -100 bans, 100 forces.
     pub logit_bias: Vec<(u32, f32)>,
     /// The same seed gives the same tokens, whatever runs beside; `None`: a fresh one.
     pub seed: Option<u64>,
@@ -36,5 +44,23 @@ impl Default for SamplingParams {
             logit_bias: Vec::new(),
             seed: None,
         }
+    }
+}
+
+impl SamplingParams {
+    /// Greedy decoding: always the most likely token.
+    pub fn greedy() -> Self {
+        Self { temperature: 0.0, ..Self::default() }
+    }
+
+    fn is_greedy(&self) -> bool {
+        self.temperature == 0.0 || self.top_k == 1
+    }
+
+    fn changes_logits(&self) -> bool {
+        !self.logit_bias.is_empty()
+            || self.repetition_penalty != 1.0
+            || self.presence_penalty != 0.0
+            || self.frequency_penalty != 0.0
     }
 }

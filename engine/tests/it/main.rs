@@ -1,7 +1,11 @@
-//! The engine's integration tests: one binary, one module a subject.
+//! Integration tests of the engine: one binary, one module a subject.
 
 mod detokenizer;
+mod engine;
+mod gguf;
+mod logits;
 mod stop;
+mod support;
 mod template;
 mod tokenizer;
 mod vocabularies;

@@ -1,0 +1,66 @@
+# Thin: each target says what it needs and calls one tool. `make run` and `make test` are all most people need;
+# both want Rust, Python 3 with pip, Node with npm and a C compiler, nothing more.
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+CARGO_TARGET_DIR ?= target
+export CARGO_TARGET_DIR
+DEBUG_BINARY = $(CARGO_TARGET_DIR)/debug/m40llm
+
+# A model's name (smollm2, qwen2.5-coder-0.5b) or the path of a GGUF file.
+MODEL ?= smollm2
+# Further flags for `make run` and `make bench`: make run ARGS="--addr 127.0.0.1:8080"
+ARGS ?=
+# The model's path: a file as it is, a name fetched first (the script's last line is the path).
+fetched = $$(if [ -f "$(1)" ]; then echo "$(1)"; else scripts/fetch-model.sh "$(1)" | tail -n 1; fi)
+
+.PHONY: help run test test-rust test-clients debug-binary test-full lint audit openapi bench bench-peer
+
+help: ## This list
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 14
+
+run: ## Fetch the demo model, build, serve on 127.0.0.1:58439 (MODEL=name or path, ARGS=flags)
+	@model=$(call fetched,$(MODEL)); \
+	exec cargo run --quiet --release -p m40llm -- run "$$model" $(ARGS)
+
+test: test-rust test-clients ## Everything that must hold: Rust, then the official SDKs against a live server
+
+test-rust:
+	scripts/fetch-model.sh smollm2
+	scripts/fetch-model.sh qwen2.5-coder-0.5b
+	scripts/fetch-vocabs.sh
+	cargo test --workspace
+
+# The binary that `cargo test` has built for its own tests: no second debug build.
+test-clients: debug-binary
+	tests/clients/run.sh $(DEBUG_BINARY) "$(call fetched,smollm2)"
+
+test-full: test-rust debug-binary ## As test, with larger counts and both models
+	tests/clients/run.sh $(DEBUG_BINARY) "$(call fetched,smollm2)" --full
+	tests/clients/run.sh $(DEBUG_BINARY) "$(call fetched,qwen2.5-coder-0.5b)" --full
+
+debug-binary:
+	cargo test --quiet --workspace --no-run
+
+lint: ## Format and clippy, warnings are errors
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy -p m40llm --all-targets --no-default-features -- -D warnings
+
+audit: ## Dependencies: bans, licences, sources
+	command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
+	cargo deny check bans licenses sources
+
+openapi: ## Regenerate openapi/openapi.json from the handlers
+	mkdir -p openapi
+	cargo run --quiet -p m40llm -- openapi > openapi/openapi.json.new
+	mv openapi/openapi.json.new openapi/openapi.json
+
+bench: ## Prompt and decode speed on this machine (MODEL=, ARGS=)
+	@model=$(call fetched,$(MODEL)); \
+	exec cargo run --quiet --release -p m40llm -- bench "$$model" $(ARGS)
+
+bench-peer: ## The same figures beside llama.cpp's
+	cargo build --release -p m40llm
+	python3 scripts/bench-peer.py $(ARGS)

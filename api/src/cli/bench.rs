@@ -1,0 +1,391 @@
+//! `m40llm bench`: prompt and decode speed through the engine, against the memory's copy speed.
+
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+    pin::pin,
+    task::{self, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use m40llm_engine::{
+    Engine, Event, GenerateRequest, Generation, KvType, SamplingParams, gguf::Gguf,
+    memory::kv_bytes_per_token, model::ModelConfig,
+};
+use serde::Serialize;
+
+use super::{load, print};
+use crate::config::{ConfigError, ModelArgs};
+
+/// Bytes that one copy moves each way: far more than a cache holds.
+const COPY_BYTES: usize = 256 << 20;
+const COPY_REPETITIONS: usize = 5;
+
+/// Measure a model's speed on this machine
+///
+/// For every batch size: how fast so many prompts are read at once, and how fast so many sequences are
+/// written at once, their prompts' time left out. Speeds are medians of the repetitions, after a warm-up.
+/// GB/s counts the weights read once a step and the keys and values read; "of copy" compares it with
+/// the speed of copying memory, measured in the same run (bytes read and bytes written).
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  m40llm bench model.gguf
+  m40llm bench model.gguf -p 512 -n 128 -b 1 --threads 2
+  m40llm bench model.gguf -p 0 -n 64 -b 1,4,16 --depth 2048 --json")]
+pub(crate) struct Args {
+    /// The model, a GGUF file (of a split one, the first part)
+    #[arg(value_name = "MODEL.gguf")]
+    model: PathBuf,
+    /// Tokens in a prompt; 0 leaves the prompt tests out
+    #[arg(short = 'p', long = "prompt", value_name = "N", default_value_t = 512)]
+    prompt: usize,
+    /// Tokens to decode; 0 leaves the decode tests out
+    #[arg(short = 'n', long = "decode", value_name = "N", default_value_t = 128)]
+    decode: usize,
+    /// Batch sizes: how many sequences at once
+    #[arg(short = 'b', long = "batch", value_name = "LIST", value_delimiter = ',', default_value = "1,4,16",
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=512))]
+    batch: Vec<usize>,
+    /// Tokens that every sequence holds before a test begins
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    depth: usize,
+    /// How often each test is measured
+    #[arg(short = 'r', long = "repetitions", value_name = "N", default_value_t = 3,
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1000))]
+    repetitions: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    settings: ModelArgs,
+}
+
+/// What `--json` prints; the fields are the contract's.
+#[derive(Debug, Serialize)]
+struct Report {
+    device: String,
+    model: String,
+    quant: String,
+    copy_gb_per_s: f64,
+    results: Vec<Measured>,
+}
+
+#[derive(Debug, Serialize)]
+struct Measured {
+    test: &'static str,
+    n_tokens: usize,
+    batch: usize,
+    depth: usize,
+    tokens_per_s: f64,
+    gb_per_s: f64,
+    share_of_copy: f64,
+}
+
+/// One repetition's outcome.
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    tokens_per_s: f64,
+    gb_per_s: f64,
+}
+
+/// Measures and prints.
+pub(crate) fn execute(mut args: Args) -> anyhow::Result<()> {
+    let mut config = std::mem::take(&mut args.settings).resolve()?;
+    let widest = args.batch.iter().copied().max().unwrap_or(1);
+    let longest = args.longest(widest)?;
+    match config.engine.ctx_size {
+        Some(given) if given < longest => {
+            let asked = format!(
+                "the tests need {longest} tokens a sequence, --ctx-size is {given}: raise it or lower -p, -n or --depth"
+            );
+            return Err(ConfigError(asked).into());
+        }
+        Some(_) => {}
+        None => config.engine.ctx_size = Some(longest),
+    }
+    config.engine.max_batch = widest;
+    config.engine.max_queue = config.engine.max_queue.max(widest);
+    let engine = load(&args.model, &config)?;
+    let info = engine.info();
+    if info.kv_tokens < widest * longest {
+        bail!(
+            "{widest} sequences of {longest} tokens do not fit a cache of {} tokens: lower -b, -p, -n or --depth",
+            info.kv_tokens
+        );
+    }
+    let threads =
+        config.engine.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, Into::into));
+    let bench = Bench {
+        traffic: Traffic::read(&args.model, config.engine.kv_type)?,
+        copy_gb_per_s: copy_speed(threads),
+        repetitions: args.repetitions,
+        depth: args.depth,
+        engine: &engine,
+    };
+    let report = Report {
+        device: info.backend.clone(),
+        model: name(&engine, &args.model),
+        quant: info.quantization.clone(),
+        copy_gb_per_s: bench.copy_gb_per_s,
+        results: bench.all(&args)?,
+    };
+    let text = if args.json { serde_json::to_string(&report)? + "\n" } else { table(&report, &engine) };
+    Ok(print(&text)?)
+}
+
+fn name(engine: &Engine, path: &Path) -> String {
+    let stem = || path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    engine.info().name.clone().unwrap_or_else(stem)
+}
+
+impl Args {
+    /// Tokens that the longest sequence of all tests gets to.
+    fn longest(&self, widest: usize) -> Result<usize, ConfigError> {
+        if self.prompt == 0 && self.decode == 0 {
+            return Err(ConfigError("-p 0 and -n 0 leave nothing to measure".into()));
+        }
+        let limit = 1 << 24;
+        if [self.prompt, self.decode, self.depth].into_iter().any(|n| n > limit) {
+            return Err(ConfigError(format!("-p, -n and --depth are at most {limit}")));
+        }
+        let prompt = if self.prompt == 0 { 0 } else { self.depth + self.prompt };
+        let decode = if self.decode == 0 { 0 } else { self.depth.max(1) + self.decode_limit(widest) };
+        Ok(prompt.max(decode) + 1)
+    }
+
+    /// Tokens a decoding sequence may write: while later prompts are read, earlier sequences write
+    /// already, at one token a step, and a step reads at least a block of prompt tokens.
+    fn decode_limit(&self, batch: usize) -> usize {
+        let steps_before = if batch == 1 { 0 } else { batch * self.depth.div_ceil(128) + batch };
+        self.decode + steps_before + 1
+    }
+}
+
+/// Bytes that a step moves.
+struct Traffic {
+    /// Weights read once a step: all of them, but of an embedding that is not the output matrix too.
+    weights: u64,
+    /// Keys and values of one token.
+    kv_per_token: u64,
+}
+
+impl Traffic {
+    fn read(path: &Path, kv_type: KvType) -> anyhow::Result<Self> {
+        let file = Gguf::open(path)?;
+        let untied = file.tensor("output.weight").is_some();
+        let read = file.tensors().iter().filter(|t| !(untied && t.name == "token_embd.weight"));
+        let bytes = read.map(|t| t.dims[1..].iter().product::<usize>() * t.dtype.row_bytes(t.dims[0]));
+        let kv_per_token = kv_bytes_per_token(&ModelConfig::from_gguf(&file)?, kv_type) as u64;
+        Ok(Self { weights: bytes.sum::<usize>() as u64, kv_per_token })
+    }
+}
+
+struct Bench<'a> {
+    engine: &'a Engine,
+    traffic: Traffic,
+    copy_gb_per_s: f64,
+    repetitions: usize,
+    depth: usize,
+}
+
+impl Bench<'_> {
+    fn all(&self, args: &Args) -> anyhow::Result<Vec<Measured>> {
+        let mut results = Vec::new();
+        for &batch in &args.batch {
+            if args.prompt > 0 {
+                self.read_prompts(batch, args.prompt.min(64))?;
+                let samples = (0..self.repetitions).map(|_| self.prompt(batch, args.prompt));
+                results.push(self.median("prompt", args.prompt, batch, samples.collect::<Result<_, _>>()?));
+            }
+        }
+        for &batch in &args.batch {
+            if args.decode > 0 {
+                let limit = args.decode_limit(batch);
+                self.decode(batch, args.decode.min(8), limit)?;
+                let samples = (0..self.repetitions).map(|_| self.decode(batch, args.decode, limit));
+                results.push(self.median("decode", args.decode, batch, samples.collect::<Result<_, _>>()?));
+            }
+        }
+        Ok(results)
+    }
+
+    fn median(
+        &self,
+        test: &'static str,
+        n_tokens: usize,
+        batch: usize,
+        mut samples: Vec<Sample>,
+    ) -> Measured {
+        samples.sort_by(|a, b| a.tokens_per_s.total_cmp(&b.tokens_per_s));
+        let Sample { tokens_per_s, gb_per_s } = samples[samples.len() / 2];
+        let share_of_copy = gb_per_s / self.copy_gb_per_s;
+        Measured { test, n_tokens, batch, depth: self.depth, tokens_per_s, gb_per_s, share_of_copy }
+    }
+
+    /// `batch` prompts of `len` tokens read at once: how long, and in how many steps.
+    fn read_prompts(&self, batch: usize, len: usize) -> anyhow::Result<(Duration, u64)> {
+        let steps = self.steps();
+        let start = Instant::now();
+        let submitted: Vec<_> = (0..batch).map(|i| self.submit(i, len, 0)).collect::<Result<_, _>>()?;
+        for mut generation in submitted {
+            while next_tokens(&mut generation, self.engine)?.is_some() {}
+        }
+        let time = start.elapsed();
+        Ok((time, self.steps() - steps))
+    }
+
+    /// Steps so far, once the engine rests.
+    fn steps(&self) -> u64 {
+        while self.engine.is_busy() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // The worker publishes its numbers just after the last event of a step.
+        std::thread::sleep(Duration::from_millis(5));
+        self.engine.stats().steps
+    }
+
+    /// Tokens `depth` to `depth + len` of each prompt: the time of the whole less that of its beginning.
+    fn prompt(&self, batch: usize, len: usize) -> anyhow::Result<Sample> {
+        let (mut time, mut steps) = self.read_prompts(batch, self.depth + len)?;
+        if self.depth > 0 {
+            let (beginning, its_steps) = self.read_prompts(batch, self.depth)?;
+            time = time.checked_sub(beginning).context(
+                "reading the beginning of the prompt took longer than the whole: the machine is too busy to measure",
+            )?;
+            steps = steps.saturating_sub(its_steps);
+        }
+        let seconds = time.as_secs_f64();
+        let bytes = steps as f64 * self.traffic.weights as f64;
+        Ok(Sample { tokens_per_s: (batch * len) as f64 / seconds, gb_per_s: bytes / seconds / 1e9 })
+    }
+
+    /// From the moment every sequence has its first token, until the last one has `n` more.
+    fn decode(&self, batch: usize, n: usize, limit: usize) -> anyhow::Result<Sample> {
+        let depth = self.depth.max(1);
+        let mut running: Vec<_> =
+            (0..batch).map(|i| self.submit(i, depth, limit)).collect::<Result<_, _>>()?;
+        let ended = || anyhow::anyhow!("a sequence ended before the measurement did; lower --depth or -b");
+        // Prompts are read in the order of their submission, so the last one begins last.
+        let last = running.last_mut().context("no batch")?;
+        let mut first = 0;
+        while first == 0 {
+            first = next_tokens(last, self.engine)?.ok_or_else(ended)?;
+        }
+        let start = Instant::now();
+        let mut written = 0;
+        while written < n {
+            written += next_tokens(last, self.engine)?.ok_or_else(ended)?;
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        // Each step gave each sequence one token, provided that all of them are still running.
+        if running.iter_mut().any(has_ended) {
+            return Err(ended());
+        }
+        drop(running);
+        self.steps();
+        let context = depth as f64 + first as f64 + written as f64 / 2.0;
+        let per_step =
+            self.traffic.weights as f64 + batch as f64 * context * self.traffic.kv_per_token as f64;
+        let steps_per_s = written as f64 / seconds;
+        Ok(Sample { tokens_per_s: steps_per_s * batch as f64, gb_per_s: steps_per_s * per_step / 1e9 })
+    }
+
+    fn submit(&self, index: usize, len: usize, max_tokens: usize) -> anyhow::Result<Generation> {
+        let request = GenerateRequest {
+            prompt: random_tokens(index as u64, len, self.engine.info().vocab_size),
+            max_tokens: Some(max_tokens),
+            sampling: SamplingParams { temperature: 0.0, ..Default::default() },
+            ignore_eos: true,
+            ..Default::default()
+        };
+        Ok(self.engine.submit(request)?)
+    }
+}
+
+/// Tokens that the next event brings; `None` at the end.
+fn next_tokens(generation: &mut Generation, engine: &Engine) -> anyhow::Result<Option<usize>> {
+    match generation.blocking_next() {
+        Some(Event::Text { tokens, .. }) => Ok(Some(tokens.len())),
+        Some(Event::Prompt(_)) => Ok(Some(0)),
+        Some(Event::Done { .. }) => Ok(None),
+        Some(Event::Failed(error)) => Err(error.into()),
+        None => bail!("the engine stopped: {}", engine.failure().unwrap_or_default()),
+    }
+}
+
+/// Whether the events that are there already hold the last one.
+fn has_ended(generation: &mut Generation) -> bool {
+    let mut context = task::Context::from_waker(Waker::noop());
+    loop {
+        match pin!(generation.next()).poll(&mut context) {
+            Poll::Pending => return false,
+            Poll::Ready(Some(Event::Text { .. } | Event::Prompt(_))) => {}
+            Poll::Ready(_) => return true,
+        }
+    }
+}
+
+/// Token ids that look like nothing in particular, the same in every run (splitmix64).
+fn random_tokens(seed: u64, len: usize, vocab: usize) -> Vec<u32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    (0..len).map(|_| (next() % vocab as u64) as u32).collect()
+}
+
+/// GB/s of copying memory with so many threads, bytes read and bytes written, the best of some runs.
+fn copy_speed(threads: usize) -> f64 {
+    // Written once beforehand, so that the pages exist.
+    let source = vec![1u8; COPY_BYTES];
+    let mut target = vec![2u8; COPY_BYTES];
+    let part = COPY_BYTES.div_ceil(threads);
+    let mut best = f64::INFINITY;
+    for _ in 0..COPY_REPETITIONS {
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for (to, from) in target.chunks_mut(part).zip(source.chunks(part)) {
+                scope.spawn(move || to.copy_from_slice(from));
+            }
+        });
+        best = best.min(start.elapsed().as_secs_f64());
+        std::hint::black_box(&mut target);
+    }
+    2.0 * COPY_BYTES as f64 / best / 1e9
+}
+
+/// A table in Markdown, as llama-bench prints one: `pp` reads a prompt, `tg` writes text.
+fn table(report: &Report, engine: &Engine) -> String {
+    let info = engine.info();
+    let size = info.size_bytes as f64 / f64::from(1 << 20);
+    let parameters = info.parameters as f64 / 1e6;
+    let mut out = format!(
+        "{}\ncopy {:.1} GB/s\n\n\
+         | model | quant | size MiB | params M | test | batch | t/s | GB/s | of copy |\n\
+         | --- | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |\n",
+        report.device, report.copy_gb_per_s
+    );
+    for m in &report.results {
+        let kind = if m.test == "prompt" { "pp" } else { "tg" };
+        let depth = if m.depth > 0 { format!(" @ d{}", m.depth) } else { String::new() };
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            out,
+            "| {} | {} | {size:.1} | {parameters:.1} | {kind}{}{depth} | {} | {:.2} | {:.2} | {:.0} % |",
+            report.model,
+            report.quant,
+            m.n_tokens,
+            m.batch,
+            m.tokens_per_s,
+            m.gb_per_s,
+            m.share_of_copy * 100.0
+        );
+    }
+    out
+}

@@ -1,0 +1,166 @@
+//! `m40llm run`: the server, from an address to the last request's end.
+
+use std::{
+    future::Future,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::UNIX_EPOCH,
+};
+
+use anyhow::{Context as _, anyhow, bail};
+use m40llm::{AppState, ServerConfig, observe};
+use m40llm_engine::Engine;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+};
+
+use super::load;
+use crate::config::{ConfigError, ServeArgs, ServeConfig};
+
+/// Serve a model over an OpenAI-compatible HTTP API
+///
+/// Every flag may also be an `M40LLM_*` environment variable or a key of the TOML file given by --config:
+/// --ctx-size is M40LLM_CTX_SIZE and ctx-size. A flag wins over the environment, that over the file.
+///
+/// SIGINT (Ctrl-C) and SIGTERM finish what is running, then end the server; a second one ends it at once.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  m40llm run model.gguf
+  m40llm run model.gguf --addr 127.0.0.1:8080 --model-alias tiny --ctx-size 4096
+  M40LLM_THREADS=4 m40llm run model.gguf --config m40llm.toml
+
+Then:
+  curl http://127.0.0.1:58439/v1/chat/completions -H 'content-type: application/json' \\
+    -d '{\"messages\":[{\"role\":\"user\",\"content\":\"What is the capital of France?\"}]}'")]
+pub(crate) struct Args {
+    /// The model, a GGUF file (of a split one, the first part)
+    #[arg(value_name = "MODEL.gguf")]
+    model: PathBuf,
+    #[command(flatten)]
+    settings: ServeArgs,
+}
+
+/// Serves until a signal.
+pub(crate) fn execute(args: Args) -> anyhow::Result<()> {
+    let config = args.settings.resolve()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let served = runtime.block_on(serve(args.model, config));
+    // Connections that are still open, and a model that is still loading, end here.
+    runtime.shutdown_background();
+    served
+}
+
+async fn serve(model: PathBuf, config: ServeConfig) -> anyhow::Result<()> {
+    let mut signals = Signals::listen()?;
+    // What can fail fast fails before the model is loaded.
+    let (listener, addr) = bind(&config).await?;
+    let state = AppState::loading(server_config(&model, &config));
+    let (stop, stopped) = oneshot::channel::<()>();
+    let shutdown = async { stopped.await.unwrap_or_default() };
+    let mut server = tokio::spawn(m40llm::serve(listener, state.clone(), shutdown));
+
+    // Until the model is there, /health says so and requests are told to come again.
+    let engine = tokio::select! {
+        loaded = load_aside(model, &config) => loaded?,
+        () = signals.next() => return Ok(()),
+    };
+    observe::init_logging("info");
+    state.set_engine(engine.clone(), engine.metadata());
+    announce(&config, addr, &engine);
+    drop(engine);
+
+    tokio::select! {
+        ended = &mut server => { ended??; bail!("the server ended on its own: see its log, start it again") }
+        () = signals.next() => {}
+    }
+    tracing::info!("shutting down: finishing what is running; a second signal ends at once");
+    let _ = stop.send(());
+    tokio::select! {
+        ended = server => Ok(ended??),
+        () = signals.next() => Err(anyhow!("ended by a second signal, before the running requests were finished")),
+    }
+}
+
+/// The gateway's part of the configuration.
+fn server_config(model: &Path, config: &ServeConfig) -> ServerConfig {
+    let stem = || model.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let modified = std::fs::metadata(model).and_then(|m| m.modified()).ok();
+    let created = modified.and_then(|t| t.duration_since(UNIX_EPOCH).ok()).map_or(0, |age| age.as_secs());
+    ServerConfig {
+        prompt_format: config.prompt_format,
+        cors_origins: config.cors_origins.clone(),
+        max_queue: config.model.engine.max_queue,
+        ..ServerConfig::new(config.model_alias.clone().unwrap_or_else(stem), created)
+    }
+}
+
+/// Loads on a thread of its own, which may take long and must not keep the process from ending.
+fn load_aside(model: PathBuf, config: &ServeConfig) -> impl Future<Output = anyhow::Result<Engine>> + use<> {
+    let (done, loaded) = oneshot::channel();
+    let config = config.model.clone();
+    std::thread::spawn(move || done.send(load(&model, &config)));
+    async { loaded.await.context("loading the model panicked: please report this with the lines above")? }
+}
+
+/// Takes the address, which must be loopback unless the configuration lets everybody in.
+async fn bind(config: &ServeConfig) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let addr = &config.addr;
+    let found =
+        addr.resolve().with_context(|| format!("cannot find the address {addr}: choose another --addr"))?;
+    if !config.no_auth && !found.iter().all(|a| a.ip().is_loopback()) {
+        return Err(ConfigError(format!(
+            "refusing to serve {addr} without an API key: others may reach it; keys (`m40llm keys create`) are not \
+             in this version yet, so listen on 127.0.0.1 or let everybody in with --no-auth"
+        ))
+        .into());
+    }
+    let listener = TcpListener::bind(found.as_slice()).await;
+    let listener = listener.with_context(|| format!("cannot listen on {addr}: choose another --addr"))?;
+    let bound = listener.local_addr()?;
+    Ok((listener, bound))
+}
+
+/// The first lines of the log.
+fn announce(config: &ServeConfig, addr: SocketAddr, engine: &Engine) {
+    let info = engine.info();
+    tracing::info!(
+        architecture = info.architecture,
+        quantization = info.quantization,
+        context = info.ctx_size,
+        cache_tokens = info.kv_tokens,
+        backend = info.backend,
+        "model loaded"
+    );
+    if config.no_auth {
+        tracing::info!("requests need no key (--no-auth)");
+    } else {
+        tracing::warn!("no API key exists: requests need none, as this is a loopback address");
+    }
+    tracing::info!("listening on http://{addr}");
+    tracing::info!(
+        "try it: curl http://{addr}/v1/chat/completions -H 'content-type: application/json' -d \
+         '{{\"messages\":[{{\"role\":\"user\",\"content\":\"What is the capital of France?\"}}],\"temperature\":0}}'"
+    );
+}
+
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn listen() -> anyhow::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// SIGINT or SIGTERM.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! The only reader of settings: flags, `M40LLM_*` environment variables and the TOML file.
+//!
+//! A setting has one name: the flag `--ctx-size` is the variable `M40LLM_CTX_SIZE` and the TOML key
+//! `ctx-size`. A flag wins over the environment, the environment over the file. One parser a setting
+//! serves all three, so that they allow the same values and refuse with the same words.
+
+mod values;
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
+
+use m40llm_engine::{BackendChoice, EngineConfig, KvType, text::PromptFormat};
+
+pub(crate) use values::{Addr, Backend, addr, prompt_format};
+use values::{
+    Origins, backend, boolean, cors_origins, ctx_size, device, kv_type, max_batch, max_queue, model_alias,
+    threads,
+};
+
+/// The command line or the configuration is wrong: exit code 2. One line.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct ConfigError(pub String);
+
+/// Flags of every command that loads a model.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct ModelArgs {
+    /// Where the model runs; auto takes a CUDA device where there is one, else the CPU [default: auto]
+    #[arg(long, value_name = "auto|cuda|cpu", value_parser = backend)]
+    backend: Option<Backend>,
+    /// Which CUDA device, counted from 0
+    #[arg(long, value_name = "N", value_parser = device)]
+    device: Option<usize>,
+    /// Refuse to start on anything but a CUDA device of compute capability 5.2 (Tesla M40)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          value_parser = boolean)]
+    require_sm52: Option<bool>,
+    /// Longest one sequence may get, in tokens [default: the model's own, as far as memory allows]
+    #[arg(long, value_name = "N", value_parser = ctx_size)]
+    ctx_size: Option<usize>,
+    /// CPU threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = threads)]
+    threads: Option<usize>,
+    /// How keys and values are stored [default: f16]
+    #[arg(long, value_name = "f16|f32|q8", value_parser = kv_type)]
+    kv_type: Option<KvType>,
+    /// Read further settings from this TOML file; its keys are the flag names
+    #[arg(long, value_name = "FILE.toml")]
+    config: Option<PathBuf>,
+}
+
+/// Flags of `run`.
+#[cfg_attr(not(feature = "server"), allow(dead_code, reason = "run needs the server"))]
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct ServeArgs {
+    /// Address to listen on [default: 127.0.0.1:58439]
+    #[arg(long, value_name = "HOST:PORT", value_parser = addr)]
+    addr: Option<Addr>,
+    /// The model's id in the API [default: the file's name without .gguf]
+    #[arg(long, value_name = "NAME", value_parser = model_alias)]
+    model_alias: Option<String>,
+    /// Most sequences in one step [default: 16]
+    #[arg(long, value_name = "N", value_parser = max_batch)]
+    max_batch: Option<usize>,
+    /// Most requests waiting for a place in the batch; one more is answered 503 [default: 256]
+    #[arg(long, value_name = "N", value_parser = max_queue)]
+    max_queue: Option<usize>,
+    /// How chat messages become a prompt, where a request does not say [default: auto]
+    #[arg(long, value_name = "FORMAT", value_parser = prompt_format)]
+    prompt_format: Option<PromptFormat>,
+    /// Pages that may call from a browser, comma-separated origins; * is any
+    /// [default: pages served from loopback addresses]
+    #[arg(long, value_name = "LIST", value_parser = cors_origins)]
+    cors_origins: Option<Origins>,
+    /// Serve whoever asks, on any address
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          value_parser = boolean)]
+    no_auth: Option<bool>,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+/// What a command that loads a model works with.
+#[derive(Debug, Clone)]
+pub(crate) struct ModelConfig {
+    /// For the engine.
+    pub engine: EngineConfig,
+    /// As asked for.
+    pub backend: Backend,
+    /// The CUDA device asked for.
+    pub device: Option<usize>,
+    /// Only compute capability 5.2 will do.
+    pub require_sm52: bool,
+}
+
+/// What `run` works with.
+#[cfg_attr(not(feature = "server"), allow(dead_code, reason = "run needs the server"))]
+#[derive(Debug, Clone)]
+pub(crate) struct ServeConfig {
+    /// The model's part; its engine has `max_batch` and `max_queue`.
+    pub model: ModelConfig,
+    /// Where to listen.
+    pub addr: Addr,
+    /// The model's id, when it is not the file's stem.
+    pub model_alias: Option<String>,
+    /// The server's default.
+    pub prompt_format: PromptFormat,
+    /// Origins of pages that may call; empty: those served from loopback addresses.
+    pub cors_origins: Vec<String>,
+    /// Serve whoever asks.
+    pub no_auth: bool,
+}
+
+impl ModelArgs {
+    /// All layers taken together.
+    pub(crate) fn resolve(self) -> Result<ModelConfig, ConfigError> {
+        let layers = Layers::read(self.config.as_deref())?;
+        self.resolve_in(&layers)
+    }
+
+    fn resolve_in(self, layers: &Layers) -> Result<ModelConfig, ConfigError> {
+        let backend = layers.pick(self.backend, "backend", backend)?.unwrap_or_default();
+        let device = layers.pick(self.device, "device", device)?;
+        if backend == Backend::Cpu && device.is_some() {
+            return Err(ConfigError(
+                "device chooses a CUDA device and backend cpu uses none: leave one of the two out".into(),
+            ));
+        }
+        let defaults = EngineConfig::default();
+        let engine = EngineConfig {
+            backend: if backend == Backend::Cpu { BackendChoice::Cpu } else { BackendChoice::Auto },
+            ctx_size: layers.pick(self.ctx_size, "ctx-size", ctx_size)?,
+            threads: layers.pick(self.threads, "threads", threads)?,
+            kv_type: layers.pick(self.kv_type, "kv-type", kv_type)?.unwrap_or(defaults.kv_type),
+            ..defaults
+        };
+        let require_sm52 = layers.pick(self.require_sm52, "require-sm52", boolean)?.unwrap_or(false);
+        Ok(ModelConfig { engine, backend, device, require_sm52 })
+    }
+}
+
+#[cfg_attr(not(feature = "server"), allow(dead_code, reason = "run needs the server"))]
+impl ServeArgs {
+    /// All layers taken together.
+    pub(crate) fn resolve(self) -> Result<ServeConfig, ConfigError> {
+        let layers = Layers::read(self.model.config.as_deref())?;
+        self.resolve_in(&layers)
+    }
+
+    fn resolve_in(self, layers: &Layers) -> Result<ServeConfig, ConfigError> {
+        let mut model = self.model.resolve_in(layers)?;
+        if let Some(n) = layers.pick(self.max_batch, "max-batch", max_batch)? {
+            model.engine.max_batch = n;
+        }
+        if let Some(n) = layers.pick(self.max_queue, "max-queue", max_queue)? {
+            model.engine.max_queue = n;
+        }
+        Ok(ServeConfig {
+            model,
+            addr: layers.pick(self.addr, "addr", addr)?.unwrap_or_default(),
+            model_alias: layers.pick(self.model_alias, "model-alias", model_alias)?,
+            prompt_format: layers
+                .pick(self.prompt_format, "prompt-format", prompt_format)?
+                .unwrap_or_default(),
+            cors_origins: layers.pick(self.cors_origins, "cors-origins", cors_origins)?.unwrap_or_default().0,
+            no_auth: layers.pick(self.no_auth, "no-auth", boolean)?.unwrap_or(false),
+        })
+    }
+}
+
+/// The address that `health` asks: its flag, else `M40LLM_ADDR`, else the default.
+pub(crate) fn health_addr(flag: Option<Addr>) -> Result<Addr, ConfigError> {
+    let layers = Layers { env: Box::new(environment), file: None };
+    Ok(layers.pick(flag, "addr", addr)?.unwrap_or_default())
+}
+
+/// How a setting is written in TOML.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Text,
+    Number,
+    Truth,
+}
+
+/// A TOML key: its name, how it is written, and the check of its value.
+struct Key(&'static str, Kind, fn(&str) -> Result<(), String>);
+
+/// Every key a TOML file may hold, whichever command reads it: one file serves them all.
+const KEYS: &[Key] = &[
+    Key("addr", Kind::Text, |s| addr(s).map(drop)),
+    Key("model-alias", Kind::Text, |s| model_alias(s).map(drop)),
+    Key("backend", Kind::Text, |s| backend(s).map(drop)),
+    Key("device", Kind::Number, |s| device(s).map(drop)),
+    Key("require-sm52", Kind::Truth, |s| boolean(s).map(drop)),
+    Key("ctx-size", Kind::Number, |s| ctx_size(s).map(drop)),
+    Key("max-batch", Kind::Number, |s| max_batch(s).map(drop)),
+    Key("max-queue", Kind::Number, |s| max_queue(s).map(drop)),
+    Key("threads", Kind::Number, |s| threads(s).map(drop)),
+    Key("kv-type", Kind::Text, |s| kv_type(s).map(drop)),
+    Key("prompt-format", Kind::Text, |s| prompt_format(s).map(drop)),
+    Key("cors-origins", Kind::Text, |s| cors_origins(s).map(drop)),
+    Key("no-auth", Kind::Truth, |s| boolean(s).map(drop)),
+];
+
+/// A variable's value by its name.
+type Environment = Box<dyn Fn(&str) -> Option<OsString>>;
+
+/// The layers under the flags.
+struct Layers {
+    env: Environment,
+    /// The file's keys and values, checked, as their parsers read them.
+    file: Option<Vec<(&'static str, String)>>,
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the place where the environment is read")]
+fn environment(name: &str) -> Option<OsString> {
+    std::env::var_os(name)
+}
+
+impl Layers {
+    fn read(config: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::read_with(config, Box::new(environment))
+    }
+
+    fn read_with(config: Option<&Path>, env: Environment) -> Result<Self, ConfigError> {
+        let path = config.map(Path::to_owned);
+        let path = path.or_else(|| env("M40LLM_CONFIG").filter(|v| !v.is_empty()).map(PathBuf::from));
+        let file = path.map(|path| read_file(&path)).transpose()?;
+        Ok(Self { env, file })
+    }
+
+    /// The flag, else the environment (where an empty variable counts as absent), else the file.
+    fn pick<T>(
+        &self,
+        flag: Option<T>,
+        key: &str,
+        parse: fn(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, ConfigError> {
+        if flag.is_some() {
+            return Ok(flag);
+        }
+        let variable = format!("M40LLM_{}", key.to_uppercase().replace('-', "_"));
+        if let Some(value) = (self.env)(&variable).filter(|v| !v.is_empty()) {
+            let Some(value) = value.to_str() else {
+                return Err(ConfigError(format!("the environment variable {variable} is not UTF-8")));
+            };
+            return parse(value).map(Some).map_err(|allowed| {
+                ConfigError(format!("the environment variable {variable} is {value:?}: {allowed}"))
+            });
+        }
+        let value = self.file.iter().flatten().find(|(k, _)| *k == key);
+        // The file was checked whole when it was read.
+        value.map(|(_, v)| parse(v).map_err(ConfigError)).transpose()
+    }
+}
+
+/// Reads and checks a whole TOML file: a wrong line is an error even where a flag overrides it.
+fn read_file(path: &Path) -> Result<Vec<(&'static str, String)>, ConfigError> {
+    let file = path.display();
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| ConfigError(format!("cannot read the configuration file {file}: {e}")))?;
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
+        let line = e.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
+        ConfigError(format!("{file} is not TOML: line {line}: {}", one_line(e.message())))
+    })?;
+    let mut values = Vec::new();
+    for (name, value) in &table {
+        let Some(Key(key, kind, check)) = KEYS.iter().find(|k| k.0 == name) else {
+            let known: Vec<_> = KEYS.iter().map(|k| k.0).collect();
+            return Err(ConfigError(format!(
+                "unknown key {name:?} in {file}: known are {}",
+                known.join(", ")
+            )));
+        };
+        let written = match (kind, value) {
+            (Kind::Text, toml::Value::String(s)) => Ok(s.clone()),
+            (Kind::Number, toml::Value::Integer(n)) => Ok(n.to_string()),
+            (Kind::Truth, toml::Value::Boolean(b)) => Ok(b.to_string()),
+            (Kind::Text, _) => Err("a string in quotes is allowed"),
+            (Kind::Number, _) => Err("a whole number without quotes is allowed"),
+            (Kind::Truth, _) => Err("true and false, without quotes, are allowed"),
+        };
+        let written = written.map_err(str::to_owned).and_then(|s| check(&s).map(|()| s));
+        let written = written.map_err(|allowed| {
+            ConfigError(format!("the key {key:?} in {file} is {}: {allowed}", one_line(&value.to_string())))
+        })?;
+        values.push((*key, written));
+    }
+    Ok(values)
+}
+
+/// Folds a message into one line.
+pub(crate) fn one_line(message: &str) -> String {
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layers(env: &'static [(&'static str, &'static str)], toml: &str) -> Result<Layers, ConfigError> {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("m40llm.toml");
+        std::fs::write(&path, toml).expect("a file");
+        Layers::read_with(
+            Some(&path),
+            Box::new(move |name| env.iter().find(|(k, _)| *k == name).map(|(_, v)| v.into())),
+        )
+    }
+
+    fn serve(
+        args: ServeArgs,
+        env: &'static [(&'static str, &'static str)],
+        toml: &str,
+    ) -> Result<ServeConfig, ConfigError> {
+        args.resolve_in(&layers(env, toml)?)
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_environment_and_that_over_the_file() {
+        let toml = "threads = 1\nctx-size = 10\nmax-batch = 100\nno-auth = true\nmodel-alias = \"filed\"";
+        let env = &[("M40LLM_THREADS", "2"), ("M40LLM_CTX_SIZE", "20"), ("M40LLM_MODEL_ALIAS", "")];
+        let args =
+            ServeArgs { model: ModelArgs { threads: Some(3), ..Default::default() }, ..Default::default() };
+        let config = serve(args, env, toml).expect("a configuration");
+        assert_eq!(config.model.engine.threads, Some(3));
+        assert_eq!(config.model.engine.ctx_size, Some(20));
+        assert_eq!(config.model.engine.max_batch, 100);
+        assert_eq!(config.model_alias.as_deref(), Some("filed"), "an empty variable counts as absent");
+        assert!(config.no_auth);
+    }
+
+    #[test]
+    fn nothing_said_is_the_contracts_defaults() {
+        let config = serve(ServeArgs::default(), &[], "").expect("a configuration");
+        assert_eq!(config.addr.to_string(), "127.0.0.1:58439");
+        assert_eq!(config.model.engine.max_queue, 256);
+        assert_eq!(config.model.engine.kv_type, KvType::F16);
+        assert_eq!(config.prompt_format, PromptFormat::Auto);
+        assert!(!config.no_auth && !config.model.require_sm52);
+    }
+
+    #[test]
+    fn a_flag_set_to_false_overrides_the_layers_below() {
+        let args = ServeArgs { no_auth: Some(false), ..Default::default() };
+        assert!(!serve(args, &[("M40LLM_NO_AUTH", "1")], "no-auth = true").expect("a configuration").no_auth);
+    }
+
+    #[test]
+    fn a_wrong_variable_is_named_with_what_is_allowed() {
+        let error = serve(ServeArgs::default(), &[("M40LLM_KV_TYPE", "f8")], "").expect_err("f8");
+        assert_eq!(error.0, "the environment variable M40LLM_KV_TYPE is \"f8\": allowed are f16, f32, q8");
+    }
+
+    #[test]
+    fn a_wrong_file_names_the_key_the_file_and_what_is_allowed() {
+        for (toml, parts) in [
+            ("thread = 2", &["\"thread\"", "m40llm.toml", "threads, kv-type"] as &[&str]),
+            ("threads = \"2\"", &["\"threads\"", "m40llm.toml", "whole number"]),
+            ("threads = 0", &["\"threads\"", "m40llm.toml", "from 1 to 1024"]),
+            ("backend = \"gpu\"", &["\"backend\"", "m40llm.toml", "auto, cuda, cpu"]),
+            ("no-auth = 1", &["\"no-auth\"", "m40llm.toml", "true and false"]),
+            ("cors-origins = \"https://a/b\"", &["\"cors-origins\"", "https://app.example"]),
+            ("addr = \"localhost\"", &["\"addr\"", "m40llm.toml", "HOST:PORT"]),
+            ("[server]\naddr = \"x\"", &["\"server\"", "m40llm.toml"]),
+            ("threads 2", &["m40llm.toml", "line 1"]),
+        ] {
+            let error = layers(&[], toml).err().expect(toml).0;
+            for part in parts {
+                assert!(error.contains(part), "{error:?} lacks {part:?}");
+            }
+            assert_eq!(error.lines().count(), 1, "{error:?}");
+        }
+    }
+}

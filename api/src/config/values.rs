@@ -1,0 +1,168 @@
+//! The values of settings: one parser each, whose error says what is allowed.
+
+use std::{
+    fmt,
+    net::{SocketAddr, ToSocketAddrs},
+};
+
+use m40llm_engine::{KvType, text::PromptFormat};
+
+/// Where a server listens, and where `health` asks.
+pub(crate) const DEFAULT_ADDR: &str = "127.0.0.1:58439";
+
+/// `--backend`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Backend {
+    /// A CUDA device where there is one, else the CPU.
+    #[default]
+    Auto,
+    /// A CUDA device or an error.
+    Cuda,
+    /// The CPU.
+    Cpu,
+}
+
+/// `HOST:PORT`, its form checked, the host not yet looked up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Addr(String);
+
+impl Addr {
+    /// The addresses the host stands for, at least one.
+    pub(crate) fn resolve(&self) -> std::io::Result<Vec<SocketAddr>> {
+        let found: Vec<_> = self.0.to_socket_addrs()?.collect();
+        if found.is_empty() { Err(std::io::Error::other("the host has no address")) } else { Ok(found) }
+    }
+}
+
+impl fmt::Display for Addr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// `--cors-origins`: a list, in a type of its own as clap takes a plain `Vec` for a repeated flag.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Origins(pub(crate) Vec<String>);
+
+impl Default for Addr {
+    fn default() -> Self {
+        Self(DEFAULT_ADDR.to_owned())
+    }
+}
+
+fn choice<T: Copy>(s: &str, allowed: &[(&str, T)]) -> Result<T, String> {
+    let found = allowed.iter().find(|(name, _)| *name == s).map(|(_, value)| *value);
+    found.ok_or_else(|| {
+        let names: Vec<_> = allowed.iter().map(|(name, _)| *name).collect();
+        format!("allowed are {}", names.join(", "))
+    })
+}
+
+fn number(s: &str, from: usize, to: usize) -> Result<usize, String> {
+    let n = s.parse().ok().filter(|n| (from..=to).contains(n));
+    n.ok_or_else(|| format!("a whole number from {from} to {to} is allowed"))
+}
+
+/// `--backend`.
+pub(crate) fn backend(s: &str) -> Result<Backend, String> {
+    choice(s, &[("auto", Backend::Auto), ("cuda", Backend::Cuda), ("cpu", Backend::Cpu)])
+}
+
+/// `--kv-type`.
+pub(crate) fn kv_type(s: &str) -> Result<KvType, String> {
+    choice(s, &[("f16", KvType::F16), ("f32", KvType::F32), ("q8", KvType::Q8)])
+}
+
+/// `--no-auth`, `--require-sm52`.
+pub(crate) fn boolean(s: &str) -> Result<bool, String> {
+    choice(s, &[("true", true), ("false", false), ("1", true), ("0", false)])
+}
+
+/// `--prompt-format`, here and on `generate`.
+pub(crate) fn prompt_format(s: &str) -> Result<PromptFormat, String> {
+    let allowed = [
+        ("auto", PromptFormat::Auto),
+        ("raw", PromptFormat::Raw),
+        ("llama3-chat", PromptFormat::Llama3Chat),
+        ("qwen-chat", PromptFormat::QwenChat),
+        ("template", PromptFormat::Template),
+    ];
+    choice(s, &allowed)
+}
+
+/// `--addr`.
+pub(crate) fn addr(s: &str) -> Result<Addr, String> {
+    let well_formed = s.rsplit_once(':').is_some_and(|(host, port)| {
+        let host_ok =
+            !host.is_empty() && (!host.contains(':') || host.starts_with('[') && host.ends_with(']'));
+        host_ok && port.parse::<u16>().is_ok()
+    });
+    if well_formed {
+        Ok(Addr(s.to_owned()))
+    } else {
+        Err(format!("HOST:PORT is allowed, such as {DEFAULT_ADDR} or [::1]:58439, the port up to 65535"))
+    }
+}
+
+/// `--model-alias`.
+pub(crate) fn model_alias(s: &str) -> Result<String, String> {
+    if s.is_empty() || s.chars().any(char::is_control) {
+        return Err("a name of at least one character, none of them a control character, is allowed".into());
+    }
+    Ok(s.to_owned())
+}
+
+/// `--cors-origins`.
+pub(crate) fn cors_origins(s: &str) -> Result<Origins, String> {
+    let origins: Vec<_> = s.split(',').map(|origin| origin.trim().to_owned()).collect();
+    let is_origin = |origin: &String| {
+        let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+        origin == "*"
+            || host.is_some_and(|h| !h.is_empty() && h.bytes().all(|b| b.is_ascii_graphic() && b != b'/'))
+    };
+    if origins.iter().all(is_origin) {
+        return Ok(Origins(origins));
+    }
+    Err("origins such as https://app.example or http://localhost:3000, separated by commas, or * are allowed"
+        .into())
+}
+
+/// `--device`.
+pub(crate) fn device(s: &str) -> Result<usize, String> {
+    number(s, 0, 63)
+}
+
+/// `--ctx-size`.
+pub(crate) fn ctx_size(s: &str) -> Result<usize, String> {
+    number(s, 1, 1 << 24)
+}
+
+/// `--threads`.
+pub(crate) fn threads(s: &str) -> Result<usize, String> {
+    number(s, 1, 1024)
+}
+
+/// `--max-batch`.
+pub(crate) fn max_batch(s: &str) -> Result<usize, String> {
+    number(s, 1, 512)
+}
+
+/// `--max-queue`.
+pub(crate) fn max_queue(s: &str) -> Result<usize, String> {
+    number(s, 1, 1 << 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_have_a_host_and_a_port() {
+        for good in ["127.0.0.1:0", "localhost:80", "[::1]:58439", "0.0.0.0:65535"] {
+            assert!(addr(good).is_ok(), "{good}");
+        }
+        for bad in ["", "localhost", ":80", "127.0.0.1:65536", "::1:80", "a:b:80", "host:"] {
+            assert!(addr(bad).is_err(), "{bad}");
+        }
+    }
+}

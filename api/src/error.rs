@@ -1,0 +1,229 @@
+//! The one error of the gateway, and the only mapping to HTTP status and body.
+
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use m40llm_engine::{EngineError, SubmitError, text::TextError};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::MAX_BODY_BYTES;
+
+/// The body of every error.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ErrorBody {
+    /// What went wrong.
+    pub error: ErrorDetail,
+}
+
+/// What went wrong.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ErrorDetail {
+    /// In words: which field, and what is allowed.
+    #[schema(example = "temperature: 3 is out of range; it must be a number from 0 to 2")]
+    pub message: String,
+    /// `invalid_request_error`, `permission_error`, `rate_limit_error` or `server_error`.
+    #[schema(example = "invalid_request_error")]
+    pub r#type: &'static str,
+    /// The request's field at fault, such as `messages[0].content[1]`.
+    #[schema(example = "temperature")]
+    pub param: Option<String>,
+    /// For programs, such as `context_length_exceeded`, `model_not_found`, `overloaded`.
+    pub code: Option<&'static str>,
+}
+
+/// A request that gets no answer but this.
+#[derive(Debug, Clone)]
+pub struct ApiError {
+    status: StatusCode,
+    detail: ErrorDetail,
+    /// Seconds after which another try makes sense.
+    retry_after: Option<u64>,
+}
+
+/// Marks responses whose body is settled, for [`shape_rejections`].
+#[derive(Clone, Copy)]
+pub(crate) struct Shaped;
+
+const INVALID: &str = "invalid_request_error";
+const SERVER: &str = "server_error";
+
+impl ApiError {
+    fn new(status: StatusCode, r#type: &'static str, message: impl Into<String>) -> Self {
+        let detail = ErrorDetail { message: message.into(), r#type, param: None, code: None };
+        Self { status, detail, retry_after: None }
+    }
+
+    /// 400: the field `param` is missing, of the wrong type or out of range. The message begins with
+    /// its name.
+    pub fn invalid(param: impl Into<String>, message: impl std::fmt::Display) -> Self {
+        let param = param.into();
+        let mut error = Self::new(StatusCode::BAD_REQUEST, INVALID, format!("{param}: {message}"));
+        error.detail.param = Some(param);
+        error
+    }
+
+    /// 400 or another client's fault that has no field.
+    pub fn request(status: StatusCode, message: impl Into<String>) -> Self {
+        Self::new(status, INVALID, message)
+    }
+
+    /// 413.
+    pub fn too_large() -> Self {
+        let message = format!("The body is too large; at most {MAX_BODY_BYTES} bytes are taken.");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, INVALID, message)
+    }
+
+    /// 404 for a model that is not the loaded one.
+    pub fn model_not_found(asked: &str, served: &str) -> Self {
+        let message = format!("The model `{}` does not exist here; this server has `{served}`.", shorten(asked));
+        let mut error = Self::new(StatusCode::NOT_FOUND, INVALID, message);
+        error.detail.param = Some("model".to_owned());
+        error.detail.code = Some("model_not_found");
+        error
+    }
+
+    /// 503: try again in a while.
+    pub fn overloaded(message: impl Into<String>) -> Self {
+        let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, message);
+        error.detail.code = Some("overloaded");
+        error.retry_after = Some(5);
+        error
+    }
+
+    /// 500.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER, message)
+    }
+
+    /// What the engine did not take. `param` is the request's prompt field.
+    pub fn submit(error: SubmitError, param: &str) -> Self {
+        match error {
+            SubmitError::QueueFull(_) | SubmitError::Draining => Self::overloaded(format!("{error}; try again later")),
+            SubmitError::ContextLength { prompt, requested, limit } => {
+                let message = format!(
+                    "This model's maximum context length is {limit} tokens. However, you requested {requested} tokens \
+                     ({prompt} in the {param}, {} in the completion). Shorten the {param} or lower max_tokens.",
+                    requested.saturating_sub(prompt)
+                );
+                let mut error = Self::new(StatusCode::BAD_REQUEST, INVALID, message);
+                error.detail.param = Some(param.to_owned());
+                error.detail.code = Some("context_length_exceeded");
+                error
+            }
+            SubmitError::InvalidPrompt(why) => Self::invalid(param, why),
+            SubmitError::Stopped(_) => Self::internal(error.to_string()),
+        }
+    }
+
+    /// A template that failed: the messages' fault, or the model's.
+    pub fn template(error: TextError, param: &str) -> Self {
+        match error {
+            TextError::Rejected(_) => Self::invalid(param, error),
+            TextError::Metadata(_) | TextError::Template(_) => Self::internal(error.to_string()),
+        }
+    }
+
+    /// The HTTP status.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// The body, for events of a stream.
+    pub fn body(&self) -> ErrorBody {
+        ErrorBody { error: self.detail.clone() }
+    }
+}
+
+impl From<EngineError> for ApiError {
+    fn from(error: EngineError) -> Self {
+        Self::internal(error.to_string())
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.body())).into_response();
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response.extensions_mut().insert(Shaped);
+        response
+    }
+}
+
+/// Gives error responses that others made (axum's 404 and 405, layers, assets) our body. Their headers,
+/// `Allow` among them, stay.
+pub(crate) async fn shape_rejections(request: axum::extract::Request, next: axum::middleware::Next) -> Response {
+    let what = format!("{} {}", request.method(), shorten(request.uri().path()));
+    let response = next.run(request).await;
+    let status = response.status();
+    if !(status.is_client_error() || status.is_server_error()) || response.extensions().get::<Shaped>().is_some() {
+        return response;
+    }
+    let error = match status {
+        StatusCode::NOT_FOUND => ApiError::request(status, format!("There is no route {what}; see /docs.")),
+        StatusCode::METHOD_NOT_ALLOWED => {
+            ApiError::request(status, format!("{what}: this route does not take that method; see the Allow header."))
+        }
+        StatusCode::PAYLOAD_TOO_LARGE => ApiError::too_large(),
+        _ if status.is_client_error() => ApiError::request(status, format!("{what}: {status}")),
+        _ => ApiError::new(status, SERVER, format!("{what}: {status}")),
+    };
+    let mut shaped = error.into_response();
+    for (name, value) in response.headers() {
+        if name != header::CONTENT_TYPE && name != header::CONTENT_LENGTH {
+            shaped.headers_mut().append(name, value.clone());
+        }
+    }
+    shaped
+}
+
+/// At most 200 characters of what a client sent, for messages.
+pub(crate) fn shorten(text: &str) -> String {
+    match text.char_indices().nth(200) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn submit_errors_map_to_the_contract() {
+        let error =
+            ApiError::submit(SubmitError::ContextLength { prompt: 90, requested: 120, limit: 100 }, "messages");
+        assert_eq!(error.status(), StatusCode::BAD_REQUEST);
+        assert!(error.detail.message.contains("This model's maximum context length is 100 tokens"));
+        assert_eq!(error.detail.code, Some("context_length_exceeded"));
+        assert_eq!(error.detail.param.as_deref(), Some("messages"));
+
+        for error in [SubmitError::QueueFull(3), SubmitError::Draining] {
+            let response = ApiError::submit(error, "prompt").into_response();
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+            assert!(response.headers().contains_key(header::RETRY_AFTER));
+        }
+        assert_eq!(ApiError::submit(SubmitError::Stopped("x".into()), "prompt").status().as_u16(), 500);
+        assert_eq!(ApiError::submit(SubmitError::InvalidPrompt("x".into()), "prompt").status().as_u16(), 400);
+        assert_eq!(ApiError::template(TextError::Rejected("x".into()), "messages").status().as_u16(), 400);
+    }
+
+    #[test]
+    fn absent_param_and_code_are_null() {
+        let body = serde_json::to_value(ApiError::internal("x").body()).unwrap();
+        assert_eq!(
+            body,
+            serde_json::json!({"error": {"message": "x", "type": "server_error", "param": null, "code": null}})
+        );
+    }
+
+    #[test]
+    fn long_input_is_shortened_at_a_character() {
+        assert_eq!(shorten("ab"), "ab");
+        assert_eq!(shorten(&"é".repeat(300)).chars().count(), 201);
+    }
+}

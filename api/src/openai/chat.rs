@@ -1,0 +1,371 @@
+//! `/v1/chat/completions`.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+use serde_json::Value as Json;
+use utoipa::ToSchema;
+
+use super::{FinishReason, LogitBias, Stop, StreamOptions, Usage, int, number, object_only, seed};
+
+/// A conversation to continue. A `null` is the same as an absent field; unknown fields are ignored, as
+/// are `user`, `store`, `metadata`, `service_tier`, `prediction`, `verbosity`, `safety_identifier`,
+/// `prompt_cache_key` and `parallel_tool_calls`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(remote = "Self")]
+#[schema(example = json!({
+    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    "max_tokens": 32, "temperature": 0
+}))]
+pub struct ChatRequest {
+    /// The loaded model's id; absent or empty means that one too. Another is a 404.
+    pub model: Option<String>,
+    /// The conversation so far, at least one message.
+    pub messages: Vec<ChatMessage>,
+    /// Most tokens to generate; what the context leaves when absent. At least 1.
+    #[serde(default, deserialize_with = "int")]
+    pub max_tokens: Option<i64>,
+    /// The same, and it wins when both come.
+    #[serde(default, deserialize_with = "int")]
+    pub max_completion_tokens: Option<i64>,
+    /// Randomness, 0 to 2, 1 when absent. 0 always takes the most likely token.
+    #[serde(default, deserialize_with = "number")]
+    pub temperature: Option<f64>,
+    /// Keep the fewest tokens that together reach this probability; above 0, at most 1.
+    #[serde(default, deserialize_with = "number")]
+    pub top_p: Option<f64>,
+    /// Keep the k most likely tokens; 0 or -1 keeps all, 1 is greedy.
+    #[serde(default, deserialize_with = "int")]
+    pub top_k: Option<i64>,
+    /// Keep tokens at least this likely relative to the best, 0 to 1.
+    #[serde(default, deserialize_with = "number")]
+    pub min_p: Option<f64>,
+    /// Lowers tokens that were generated already, -2 to 2.
+    #[serde(default, deserialize_with = "number")]
+    pub presence_penalty: Option<f64>,
+    /// Lowers tokens by how often they were generated, -2 to 2.
+    #[serde(default, deserialize_with = "number")]
+    pub frequency_penalty: Option<f64>,
+    /// Divides the logits of tokens seen; above 0, 1 is off.
+    #[serde(default, deserialize_with = "number")]
+    pub repetition_penalty: Option<f64>,
+    /// Token ids (as strings) to biases from -100 to 100, added to the logits.
+    #[schema(value_type = Option<std::collections::BTreeMap<String, f64>>)]
+    pub logit_bias: Option<LogitBias>,
+    /// The same seed gives the same tokens, whatever else the server does. Choice j uses seed + j.
+    #[serde(default, deserialize_with = "seed")]
+    pub seed: Option<i64>,
+    /// Text that ends a choice and is left out of it: a string, or up to 16.
+    pub stop: Option<Stop>,
+    /// How many choices, 1 to 128.
+    #[serde(default, deserialize_with = "int")]
+    pub n: Option<i64>,
+    /// Send chunks as server-sent events.
+    pub stream: Option<bool>,
+    /// Only with `stream`.
+    pub stream_options: Option<StreamOptions>,
+    /// Return each token's log-probability.
+    pub logprobs: Option<bool>,
+    /// So many alternatives for each token, 0 to 20; only with `logprobs: true`.
+    #[serde(default, deserialize_with = "int")]
+    pub top_logprobs: Option<i64>,
+    /// Tools that the model's chat template is told about.
+    #[schema(value_type = Option<Vec<Tool>>)]
+    pub tools: Option<Vec<Json>>,
+    /// `none` or `auto`. (`required` and a named function are refused for now.)
+    #[schema(value_type = Option<String>)]
+    pub tool_choice: Option<Json>,
+    /// `{"type":"text"}`. (`json_object` and `json_schema` are refused for now.)
+    pub response_format: Option<ResponseFormat>,
+    /// Further variables for the model's chat template, such as `enable_thinking`.
+    #[schema(value_type = Option<Object>)]
+    pub chat_template_kwargs: Option<serde_json::Map<String, Json>>,
+    /// Refused: use `tools`.
+    #[schema(ignore)]
+    pub functions: Option<Json>,
+    /// Refused: use `tool_choice`.
+    #[schema(ignore)]
+    pub function_call: Option<Json>,
+}
+object_only!(ChatRequest);
+
+/// One turn of the conversation.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(remote = "Self")]
+pub struct ChatMessage {
+    /// `system`, `developer`, `user`, `assistant` or `tool`.
+    #[schema(example = "user")]
+    pub role: String,
+    /// What was said: a string, null, or parts of text.
+    pub content: Option<Content>,
+    /// The speaker's name.
+    pub name: Option<String>,
+    /// An assistant's reasoning, for templates that show it.
+    pub reasoning_content: Option<String>,
+    /// The calls an assistant made.
+    pub tool_calls: Option<Vec<ToolCall>>,
+    /// Which call a tool's message answers.
+    pub tool_call_id: Option<String>,
+}
+object_only!(ChatMessage);
+
+/// A message's content.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Content {
+    /// A string.
+    Text(String),
+    /// Parts, whose texts are joined.
+    Parts(Vec<ContentPart>),
+}
+
+/// A string, or a list of text parts, which are joined.
+#[derive(ToSchema)]
+#[schema(as = Content)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "only its schema is used")]
+pub enum ContentSchema {
+    /// The text.
+    Text(String),
+    /// Its parts.
+    Parts(Vec<ContentPart>),
+}
+
+impl utoipa::PartialSchema for Content {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        ContentSchema::schema()
+    }
+}
+impl ToSchema for Content {
+    fn name() -> std::borrow::Cow<'static, str> {
+        "Content".into()
+    }
+    fn schemas(schemas: &mut Vec<(String, utoipa::openapi::RefOr<utoipa::openapi::Schema>)>) {
+        ContentSchema::schemas(schemas);
+    }
+}
+
+impl<'de> Deserialize<'de> for Content {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Content;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string, null or a list of content parts")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Content, E> {
+                Ok(Content::Text(text.to_owned()))
+            }
+            fn visit_string<E: de::Error>(self, text: String) -> Result<Content, E> {
+                Ok(Content::Text(text))
+            }
+            fn visit_seq<A: de::SeqAccess<'de>>(self, items: A) -> Result<Content, A::Error> {
+                Vec::deserialize(de::value::SeqAccessDeserializer::new(items)).map(Content::Parts)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// A part of a message. Only text is understood; another `type` is a 400.
+#[derive(Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(remote = "Self")]
+pub struct ContentPart {
+    /// `text`.
+    #[schema(example = "text")]
+    pub r#type: String,
+    /// The text.
+    #[schema(example = "What is the capital of France?")]
+    pub text: Option<String>,
+    /// An assistant's refusal, in parts of type `refusal`.
+    pub refusal: Option<String>,
+}
+object_only!(ContentPart);
+
+/// A call that an assistant made earlier in the conversation.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(remote = "Self")]
+pub struct ToolCall {
+    /// Its id, which the tool's answer repeats.
+    #[schema(example = "call_1")]
+    pub id: Option<String>,
+    /// `function`.
+    #[schema(example = "function")]
+    pub r#type: Option<String>,
+    /// What was called.
+    pub function: FunctionCall,
+}
+object_only!(ToolCall);
+
+/// A function and what it was given.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(remote = "Self")]
+pub struct FunctionCall {
+    /// The function.
+    #[schema(example = "get_weather")]
+    pub name: String,
+    /// JSON in a string; an object is accepted too.
+    #[schema(value_type = Option<String>, example = "{\"city\":\"Paris\"}")]
+    pub arguments: Option<Json>,
+}
+object_only!(FunctionCall);
+
+/// A tool the model may be told about. The template sees it as it came, the order of its keys too.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "only its schema is used")]
+pub struct Tool {
+    /// `function`.
+    #[schema(example = "function")]
+    r#type: String,
+    /// The function.
+    function: FunctionDefinition,
+}
+
+/// A function in the words the model reads.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "only its schema is used")]
+pub struct FunctionDefinition {
+    /// Its name.
+    #[schema(example = "get_weather")]
+    name: String,
+    /// What it does.
+    description: Option<String>,
+    /// A JSON schema of its arguments.
+    #[schema(value_type = Option<Object>)]
+    parameters: Option<Json>,
+}
+
+/// The shape of the answer.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(remote = "Self")]
+pub struct ResponseFormat {
+    /// `text`.
+    #[schema(example = "text")]
+    pub r#type: String,
+}
+object_only!(ResponseFormat);
+
+/// A whole answer.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ChatCompletion {
+    /// Unique.
+    #[schema(example = "chatcmpl-5e0c7b8d2f5b4a0c9a6d3c1f0e2b7a94")]
+    pub id: String,
+    /// Always `chat.completion`.
+    #[schema(example = "chat.completion")]
+    pub object: &'static str,
+    /// Unix seconds.
+    pub created: u64,
+    /// The model that answered.
+    pub model: String,
+    /// The same for the same engine, model and backend.
+    pub system_fingerprint: String,
+    /// `n` of them.
+    pub choices: Vec<ChatChoice>,
+    /// Of the whole request.
+    pub usage: Usage,
+}
+
+/// One of the answers.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ChatChoice {
+    /// From 0.
+    pub index: usize,
+    /// What the model said.
+    pub message: AssistantMessage,
+    /// With `logprobs: true`.
+    pub logprobs: Option<ChatLogprobs>,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+}
+
+/// The model's turn.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AssistantMessage {
+    /// Always `assistant`.
+    #[schema(example = "assistant")]
+    pub role: &'static str,
+    /// The text.
+    #[schema(example = "The capital of France is Paris.")]
+    pub content: Option<String>,
+    /// Always null.
+    pub refusal: Option<String>,
+}
+
+/// Log-probabilities of an answer, or of one chunk of it.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ChatLogprobs {
+    /// One entry a token.
+    pub content: Vec<ChatTokenLogprob>,
+    /// Always null.
+    pub refusal: Option<Vec<ChatTokenLogprob>>,
+}
+
+/// A token that was chosen.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ChatTokenLogprob {
+    /// Its text, lossily where its bytes are not whole characters.
+    pub token: String,
+    /// Natural logarithm of its probability; at least -9999.
+    pub logprob: f32,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// The most likely tokens at this place, best first.
+    pub top_logprobs: Vec<TopLogprob>,
+}
+
+/// A token that might have been chosen.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct TopLogprob {
+    /// Its text, lossily where its bytes are not whole characters.
+    pub token: String,
+    /// Natural logarithm of its probability; at least -9999.
+    pub logprob: f32,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// A piece of a streamed answer. All pieces share `id`, `created`, `model` and `system_fingerprint`.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ChatChunk<'a> {
+    /// Unique to the answer.
+    pub id: &'a str,
+    /// Always `chat.completion.chunk`.
+    #[schema(example = "chat.completion.chunk")]
+    pub object: &'static str,
+    /// Unix seconds.
+    pub created: u64,
+    /// The model that answers.
+    pub model: &'a str,
+    /// The same for the same engine, model and backend.
+    pub system_fingerprint: &'a str,
+    /// One, or none in the chunk that carries the usage.
+    pub choices: Vec<ChatChunkChoice<'a>>,
+    /// Only with `stream_options.include_usage`: null, and the totals in the last chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Usage>)]
+    pub usage: Option<Option<Usage>>,
+}
+
+/// What a chunk adds to a choice.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ChatChunkChoice<'a> {
+    /// Which choice.
+    pub index: usize,
+    /// What is new.
+    pub delta: Delta<'a>,
+    /// Of the tokens that this chunk releases.
+    pub logprobs: Option<ChatLogprobs>,
+    /// Null until the choice's last chunk.
+    pub finish_reason: Option<FinishReason>,
+}
+
+/// New in a choice: the role once, then text, then nothing.
+#[derive(Debug, Default, Serialize, ToSchema)]
+pub struct Delta<'a> {
+    /// In the first chunk: `assistant`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<&'static str>,
+    /// More text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content: Option<&'a str>,
+}

@@ -1,0 +1,23 @@
+//! `GET /metrics`.
+
+use axum::{extract::State, response::IntoResponse};
+
+use super::ReadFailures;
+use crate::{app::AppState, observe::METRICS_TYPE};
+
+/// Counters and gauges for Prometheus.
+#[utoipa::path(
+    get, path = "/metrics", operation_id = "metrics", tag = "Operation",
+    responses(
+        (status = 200, description = "The Prometheus text format: requests by route and status, prompt and \
+            generated tokens, sequences running and waiting, KV cache blocks, time to first token.",
+            body = String, content_type = "text/plain",
+            example = "m40llm_requests_total{route=\"/health\",method=\"GET\",status=\"200\"} 1\n"),
+        ReadFailures,
+    ),
+    security(("ApiKey" = []), ()),
+)]
+pub(super) async fn metrics(State(state): State<AppState>) -> impl IntoResponse {
+    let stats = state.model().map(|model| model.engine.stats()).unwrap_or_default();
+    ([METRICS_TYPE], state.metrics().render(stats))
+}

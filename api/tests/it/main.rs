@@ -1,0 +1,19 @@
+//! The gateway's tests against `app()`, without sockets unless a test is about them.
+
+#[cfg(feature = "server")]
+mod support;
+
+#[cfg(feature = "server")]
+mod chat;
+#[cfg(feature = "server")]
+mod completions;
+#[cfg(feature = "server")]
+mod contract;
+#[cfg(feature = "server")]
+mod cors;
+#[cfg(feature = "server")]
+mod document;
+#[cfg(feature = "server")]
+mod native;
+#[cfg(feature = "server")]
+mod streams;

@@ -1,0 +1,139 @@
+//! Requests without sockets, and one engine for all tests that need a model.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::LazyLock,
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::Body,
+    http::{HeaderMap, Method, Request, StatusCode},
+};
+use http_body_util::BodyExt as _;
+use m40llm::{AppState, ServerConfig};
+use m40llm_engine::{Engine, EngineConfig, gguf::Gguf};
+use serde_json::Value;
+use tower::ServiceExt as _;
+
+/// The id that the tests' server gives its model.
+pub(crate) const MODEL: &str = "test-model";
+
+/// A whole answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    /// The body as JSON.
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("not JSON ({e}): {}", self.body))
+    }
+
+    /// A header's text, empty when it is absent.
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |v| v.to_str().unwrap())
+    }
+
+    /// The error of the contract's shape, with nothing else in the body.
+    pub(crate) fn error(&self) -> Value {
+        let body = self.json();
+        let object = body.as_object().unwrap();
+        assert_eq!(object.keys().collect::<Vec<_>>(), ["error"], "{body}");
+        let error = body["error"].clone();
+        let mut keys: Vec<_> = error.as_object().unwrap().keys().map(String::as_str).collect();
+        keys.sort_unstable();
+        assert_eq!(keys, ["code", "message", "param", "type"], "{body}");
+        assert!(!error["message"].as_str().unwrap().is_empty());
+        assert!(error["code"].is_null() || error["code"].is_string(), "{body}");
+        assert_eq!(self.header("content-type"), "application/json");
+        error
+    }
+
+    /// The JSON objects of a stream of server-sent events, which must end with `[DONE]` when `done`.
+    pub(crate) fn events(&self, done: bool) -> Vec<Value> {
+        let mut events: Vec<&str> = self
+            .body
+            .split_terminator("\n\n")
+            .filter(|event| !event.starts_with(':'))
+            .map(|event| event.strip_prefix("data: ").unwrap_or_else(|| panic!("no data: {event:?}")))
+            .collect();
+        if done {
+            assert_eq!(events.pop(), Some("[DONE]"));
+        }
+        events.iter().map(|event| serde_json::from_str(event).unwrap()).collect()
+    }
+}
+
+/// Sends a request to `app`.
+pub(crate) async fn send(app: &Router, request: Request<Body>) -> Answer {
+    let response = app.clone().oneshot(request).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    Answer { status: parts.status, headers: parts.headers, body: String::from_utf8(body.to_vec()).unwrap() }
+}
+
+/// A request with these headers and this body.
+pub(crate) fn request(method: Method, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Request<Body> {
+    let mut request = Request::builder().method(method).uri(path);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.body(body.into()).unwrap()
+}
+
+/// `GET path`.
+pub(crate) async fn get(app: &Router, path: &str) -> Answer {
+    send(app, request(Method::GET, path, &[], Body::empty())).await
+}
+
+/// `POST path` with a JSON body.
+pub(crate) async fn post(app: &Router, path: &str, body: &Value) -> Answer {
+    post_text(app, path, body.to_string()).await
+}
+
+/// `POST path` with a body that claims to be JSON.
+pub(crate) async fn post_text(app: &Router, path: &str, body: String) -> Answer {
+    send(app, request(Method::POST, path, &[("content-type", "application/json")], body)).await
+}
+
+/// A server whose model never comes.
+pub(crate) fn loading() -> Router {
+    m40llm::app(AppState::loading(ServerConfig::new(MODEL, 1_700_000_000)))
+}
+
+/// The demo model, which `scripts/fetch-model.sh smollm2` fetches.
+pub(crate) fn model_path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/smollm2-135m-instruct-q4_1.gguf")
+}
+
+static LOADED: LazyLock<(Engine, Gguf)> = LazyLock::new(|| {
+    let path = model_path();
+    assert!(path.exists(), "{} is missing: run scripts/fetch-model.sh smollm2", path.display());
+    let config = EngineConfig { ctx_size: Some(1024), max_batch: 8, max_queue: 64, ..EngineConfig::default() };
+    (Engine::load(&path, &config, |_| {}).unwrap(), Gguf::open(&path).unwrap())
+});
+
+/// The one engine of all tests.
+pub(crate) fn engine() -> &'static Engine {
+    &LOADED.0
+}
+
+/// A server's state over the one engine; each test has its own.
+pub(crate) fn state() -> AppState {
+    let mut config = ServerConfig::new(MODEL, 1_700_000_000);
+    config.max_queue = 64;
+    config.keep_alive = Duration::from_secs(15);
+    let state = AppState::loading(config);
+    state.set_engine(LOADED.0.clone(), LOADED.1.metadata());
+    state
+}
+
+/// A server over the one engine.
+pub(crate) fn served() -> Router {
+    m40llm::app(state())
+}

@@ -1,0 +1,128 @@
+//! Small matrix products in registers, the inner loops of attention.
+
+use half::f16;
+
+use super::super::simd::Simd;
+
+/// A number that loads as f32.
+pub(super) trait Element: Copy {
+    /// # Safety
+    /// `S::LANES` numbers at `p` are readable.
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load(p) }
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_half(p) }
+    }
+}
+
+/// `c[r, j] += Σ_i a[r, i] · b[i, j]` for `rows`, `depth` and `width`; each sum runs in the order of `i`
+/// and starts from what is in `c`.
+#[derive(Clone, Copy)]
+pub(super) struct Product<E> {
+    pub(super) rows: usize,
+    pub(super) depth: usize,
+    /// A multiple of the vector.
+    pub(super) width: usize,
+    pub(super) a: *const f32,
+    pub(super) a_stride: usize,
+    pub(super) b: *const E,
+    pub(super) b_stride: usize,
+    pub(super) c: *mut f32,
+    pub(super) c_stride: usize,
+}
+
+impl<E: Element> Product<E> {
+    /// # Safety
+    /// The three matrices are readable, `c` writable too and apart from the others.
+    #[inline(always)]
+    pub(super) unsafe fn run<S: Simd>(self, s: S) {
+        let mut column = 0;
+        while column < self.width {
+            let mut row = 0;
+            // One vector a row when the width's last pair is half there.
+            let pair = column + 2 * S::LANES <= self.width;
+            while row < self.rows {
+                let n = (self.rows - row).min(S::ROWS);
+                // SAFETY: the tile lies within the matrices.
+                unsafe {
+                    if pair {
+                        self.tile_rows::<S, 2>(s, n, row, column);
+                    } else {
+                        self.tile_rows::<S, 1>(s, n, row, column);
+                    }
+                }
+                row += n;
+            }
+            column += if pair { 2 } else { 1 } * S::LANES;
+        }
+    }
+
+    /// # Safety
+    /// As for `run`.
+    #[inline(always)]
+    unsafe fn tile_rows<S: Simd, const C: usize>(&self, s: S, rows: usize, row: usize, column: usize) {
+        // SAFETY: as for `run`.
+        unsafe {
+            match rows {
+                1 => self.tile::<S, 1, C>(s, row, column),
+                2 => self.tile::<S, 2, C>(s, row, column),
+                3 => self.tile::<S, 3, C>(s, row, column),
+                4 => self.tile::<S, 4, C>(s, row, column),
+                5 => self.tile::<S, 5, C>(s, row, column),
+                6 => self.tile::<S, 6, C>(s, row, column),
+                7 => self.tile::<S, 7, C>(s, row, column),
+                _ => self.tile::<S, 8, C>(s, row, column),
+            }
+        }
+    }
+
+    /// `R` rows by `C` vectors in registers.
+    ///
+    /// # Safety
+    /// As for `run`.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const R: usize, const C: usize>(&self, s: S, row: usize, column: usize) {
+        // SAFETY: as for `run`; all offsets are within the matrices.
+        unsafe {
+            let c = self.c.add(row * self.c_stride + column);
+            let mut sums = [[s.splat(0.0); C]; R];
+            for (r, sums) in sums.iter_mut().enumerate() {
+                for (j, sum) in sums.iter_mut().enumerate() {
+                    *sum = s.load(c.add(r * self.c_stride + j * S::LANES));
+                }
+            }
+            let a = self.a.add(row * self.a_stride);
+            let mut b = self.b.add(column);
+            for i in 0..self.depth {
+                let mut vectors = [s.splat(0.0); C];
+                for (j, vector) in vectors.iter_mut().enumerate() {
+                    *vector = E::load(s, b.add(j * S::LANES));
+                }
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let x = s.splat(*a.add(r * self.a_stride + i));
+                    for (sum, &vector) in sums.iter_mut().zip(&vectors) {
+                        *sum = s.fma(x, vector, *sum);
+                    }
+                }
+                b = b.wrapping_add(self.b_stride);
+            }
+            for (r, sums) in sums.iter().enumerate() {
+                for (j, &sum) in sums.iter().enumerate() {
+                    s.store(c.add(r * self.c_stride + j * S::LANES), sum);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What is loaded, in numbers a person asks for.
+
+use std::collections::BTreeMap;
+
+use crate::{gguf::Gguf, memory::Plan, model::ModelConfig, sched::BLOCK_TOKENS};
+
+/// What is loaded, for `/v1/models`, `inspect` and logs.
+#[derive(Debug, Clone)]
+pub struct ModelInfo {
+    /// `general.name`, when the file has it.
+    pub name: Option<String>,
+    /// `general.architecture`.
+    pub architecture: String,
+    /// The quantisation as users know it: `Q4_K_M`, `Q8_0`, `F16`.
+    pub quantization: String,
+    /// Weights, counted.
+    pub parameters: u64,
+    /// Bytes of tensor data.
+    pub size_bytes: u64,
+    /// The longest sequence served.
+    pub ctx_size: usize,
+    /// The context the model was trained for.
+    pub ctx_train: usize,
+    /// Vocabulary size.
+    pub vocab_size: usize,
+    /// Embedding width.
+    pub embedding_length: usize,
+    /// Transformer layers.
+    pub layers: usize,
+    /// The backend in words, such as `cpu (avx512-vnni, 2 threads)`.
+    pub backend: String,
+    /// Tokens the KV pool holds, over all sequences.
+    pub kv_tokens: usize,
+    /// Bytes of the KV pool.
+    pub kv_bytes: u64,
+}
+
+impl ModelInfo {
+    pub(crate) fn new(file: &Gguf, model: &ModelConfig, plan: &Plan, backend: String) -> Self {
+        let metadata = file.metadata();
+        Self {
+            name: metadata.str("general.name").ok().flatten().map(str::to_owned),
+            architecture: model.architecture.clone(),
+            quantization: quantization(file),
+            parameters: file.tensors().iter().map(|t| t.dims.iter().product::<usize>() as u64).sum(),
+            size_bytes: file.tensors().iter().map(|t| t.range.len() as u64).sum(),
+            ctx_size: plan.ctx_size,
+            ctx_train: model.ctx_train,
+            vocab_size: model.shape.vocab,
+            embedding_length: model.shape.dim,
+            layers: model.shape.layers,
+            backend,
+            kv_tokens: plan.kv_blocks * BLOCK_TOKENS,
+            kv_bytes: (plan.kv_blocks * BLOCK_TOKENS * plan.token_bytes) as u64,
+        }
+    }
+}
+
+/// The name of `general.file_type` (llama.cpp's `llama_ftype`), else that of the type most bytes have.
+pub fn quantization(file: &Gguf) -> String {
+    let named = match file.metadata().u64("general.file_type").ok().flatten() {
+        Some(0) => "F32",
+        Some(1) => "F16",
+        Some(2) => "Q4_0",
+        Some(3) => "Q4_1",
+        Some(7) => "Q8_0",
+        Some(8) => "Q5_0",
+        Some(9) => "Q5_1",
+        Some(10) => "Q2_K",
+        Some(11) => "Q3_K_S",
+        Some(12) => "Q3_K_M",
+        Some(13) => "Q3_K_L",
+        Some(14) => "Q4_K_S",
+        Some(15) => "Q4_K_M",
+        Some(16) => "Q5_K_S",
+        Some(17) => "Q5_K_M",
+        Some(18) => "Q6_K",
+        Some(25) => "IQ4_NL",
+        Some(30) => "IQ4_XS",
+        Some(32) => "BF16",
+        _ => "",
+    };
+    if !named.is_empty() {
+        return named.to_owned();
+    }
+    let mut bytes: BTreeMap<&str, usize> = BTreeMap::new();
+    for tensor in file.tensors() {
+        *bytes.entry(tensor.dtype.name()).or_default() += tensor.range.len();
+    }
+    bytes.into_iter().max_by_key(|&(_, b)| b).map_or("F32", |(name, _)| name).to_owned()
+}

@@ -1,0 +1,156 @@
+//! Tensor names to weights, each checked against the shape.
+
+use std::collections::HashSet;
+
+use crate::{
+    backend::{AttentionWeights, Backend, FeedForwardWeights, Shape},
+    error::EngineError,
+    gguf::{Gguf, Tensor, dequantize},
+};
+
+/// A layer's weights.
+#[derive(Debug)]
+pub struct Layer<W> {
+    /// Attention.
+    pub attention: AttentionWeights<W>,
+    /// Feed-forward.
+    pub feed_forward: FeedForwardWeights<W>,
+}
+
+/// All of a model's weights in a backend's form.
+#[derive(Debug)]
+pub struct Weights<W> {
+    /// `[vocab, dim]`.
+    pub embedding: W,
+    /// One a layer.
+    pub layers: Vec<Layer<W>>,
+    /// RMSNorm before the output, `[dim]`.
+    pub norm: Vec<f32>,
+    /// `[vocab, dim]`; `None`: the embedding, tied.
+    pub output: Option<W>,
+}
+
+/// Reads tensors of a file into a backend, counting bytes for the progress bar.
+struct Loader<'a, B: Backend> {
+    file: &'a Gguf,
+    backend: &'a mut B,
+    taken: HashSet<String>,
+    done: u64,
+    progress: &'a mut dyn FnMut(u64),
+}
+
+impl<B: Backend> Loader<'_, B> {
+    fn find(&mut self, name: &str, rows: usize, cols: usize) -> Result<Option<Tensor>, EngineError> {
+        let Some(tensor) = self.file.tensor(name) else { return Ok(None) };
+        if (tensor.rows(), tensor.cols()) != (rows, cols) {
+            return Err(EngineError::Model(format!(
+                "tensor {name} is {:?}; the metadata make it [{cols}, {rows}]",
+                tensor.info.dims
+            )));
+        }
+        self.taken.insert(name.to_owned());
+        self.done += tensor.bytes().len() as u64;
+        (self.progress)(self.done);
+        Ok(Some(tensor))
+    }
+
+    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<B::Weight, EngineError> {
+        let tensor = self.find(name, rows, cols)?.ok_or_else(|| missing(name))?;
+        self.backend.load(&tensor)
+    }
+
+    fn optional_vector(&mut self, name: &str, len: usize) -> Result<Option<Vec<f32>>, EngineError> {
+        let Some(tensor) = self.find(name, 1, len)? else { return Ok(None) };
+        let mut values = vec![0.0; len];
+        dequantize(tensor.dtype(), tensor.bytes(), &mut values);
+        Ok(Some(values))
+    }
+
+    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, EngineError> {
+        self.optional_vector(name, len)?.ok_or_else(|| missing(name))
+    }
+
+    /// A tensor left over would be a part of the model that is not computed: better no answer than a
+    /// wrong one.
+    fn refuse_leftovers(&self) -> Result<(), EngineError> {
+        // The rotary tables that some files carry are in the configuration already.
+        let known = |name: &str| name == "rope_freqs.weight" || name.ends_with(".attn_rot_embd");
+        match self.file.tensors().iter().find(|t| !known(&t.name) && !self.taken.contains(&t.name)) {
+            Some(t) => {
+                Err(EngineError::Model(format!("tensor {} has no place in this architecture", t.name)))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn layer(
+        &mut self,
+        index: usize,
+        architecture: &str,
+        s: &Shape,
+    ) -> Result<Layer<B::Weight>, EngineError> {
+        let name = |part: &str| format!("blk.{index}.{part}");
+        let (q_rows, kv_rows) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
+        let bias = match self.optional_vector(&name("attn_q.bias"), q_rows)? {
+            Some(q) => {
+                let k = self.vector(&name("attn_k.bias"), kv_rows)?;
+                Some([q, k, self.vector(&name("attn_v.bias"), kv_rows)?])
+            }
+            None if architecture == "qwen2" => return Err(missing(&name("attn_q.bias"))),
+            None => None,
+        };
+        let qk_norm = if architecture == "qwen3" {
+            let q = self.vector(&name("attn_q_norm.weight"), s.head_dim)?;
+            Some([q, self.vector(&name("attn_k_norm.weight"), s.head_dim)?])
+        } else {
+            None
+        };
+        let attention = AttentionWeights {
+            norm: self.vector(&name("attn_norm.weight"), s.dim)?,
+            q: self.matrix(&name("attn_q.weight"), q_rows, s.dim)?,
+            k: self.matrix(&name("attn_k.weight"), kv_rows, s.dim)?,
+            v: self.matrix(&name("attn_v.weight"), kv_rows, s.dim)?,
+            output: self.matrix(&name("attn_output.weight"), s.dim, q_rows)?,
+            bias,
+            qk_norm,
+        };
+        let feed_forward = FeedForwardWeights {
+            norm: self.vector(&name("ffn_norm.weight"), s.dim)?,
+            gate: self.matrix(&name("ffn_gate.weight"), s.ffn_dim, s.dim)?,
+            up: self.matrix(&name("ffn_up.weight"), s.ffn_dim, s.dim)?,
+            down: self.matrix(&name("ffn_down.weight"), s.dim, s.ffn_dim)?,
+        };
+        Ok(Layer { attention, feed_forward })
+    }
+}
+
+fn missing(name: &str) -> EngineError {
+    EngineError::Model(format!("the file lacks the tensor {name}"))
+}
+
+impl<W> Weights<W> {
+    /// Loads every tensor of `file` that the architecture uses. `progress` hears the bytes done.
+    pub fn load<B: Backend<Weight = W>>(
+        file: &Gguf,
+        architecture: &str,
+        shape: &Shape,
+        backend: &mut B,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Self, EngineError> {
+        let mut loader = Loader { file, backend, taken: HashSet::new(), done: 0, progress };
+        let output = match file.tensor("output.weight") {
+            Some(_) => Some(loader.matrix("output.weight", shape.vocab, shape.dim)?),
+            None => None,
+        };
+        let weights = Self {
+            embedding: loader.matrix("token_embd.weight", shape.vocab, shape.dim)?,
+            layers: (0..shape.layers)
+                .map(|i| loader.layer(i, architecture, shape))
+                .collect::<Result<_, _>>()?,
+            norm: loader.vector("output_norm.weight", shape.dim)?,
+            output,
+        };
+        loader.refuse_leftovers()?;
+        Ok(weights)
+    }
+}

@@ -1,0 +1,84 @@
+//! What a request asks for and what it is told.
+
+use crate::{error::EngineError, sampling::SamplingParams};
+
+/// One sequence to generate.
+#[derive(Debug, Clone, Default)]
+pub struct GenerateRequest {
+    /// Token ids, at least one.
+    pub prompt: Vec<u32>,
+    /// Most tokens to generate; `None`: what the context leaves; 0: only read the prompt.
+    pub max_tokens: Option<usize>,
+    /// How a token is chosen.
+    pub sampling: SamplingParams,
+    /// Text that ends the generation; it is not part of the output.
+    pub stop: Vec<String>,
+    /// Go on past end-of-generation tokens (for benchmarks).
+    pub ignore_eos: bool,
+    /// Log-probabilities of each generated token, with so many alternatives (0: the token's own only).
+    pub logprobs: Option<usize>,
+    /// The same for the prompt's tokens, delivered in one [`Event::Prompt`].
+    pub prompt_logprobs: Option<usize>,
+}
+
+/// A token's log-probability and that of its best alternatives.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprob {
+    /// Natural log-probability of the token; `None` for a prompt's first token, which nothing predicts.
+    pub logprob: Option<f32>,
+    /// The most likely tokens at this place with their log-probabilities, best first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// A token of the prompt or of the output.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenOut {
+    /// Its id.
+    pub id: u32,
+    /// Asked for by `logprobs` or `prompt_logprobs`.
+    pub logprob: Option<TokenLogprob>,
+}
+
+/// Why a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// An end-of-generation token or a stop string.
+    Stop,
+    /// `max_tokens` or the end of the context.
+    Length,
+}
+
+/// Token counts of one request.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens in the prompt.
+    pub prompt_tokens: usize,
+    /// Of these, taken from a cache.
+    pub cached_tokens: usize,
+    /// Token ids generated, the end-of-generation token included.
+    pub completion_tokens: usize,
+}
+
+/// What a running request tells.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// The prompt's tokens scored, once, before any [`Event::Text`]; only with `prompt_logprobs`.
+    Prompt(Vec<TokenOut>),
+    /// More output. `text` never ends within a character; `tokens` are those whose text (or whose
+    /// being held back) this event settles, and `text` may be empty when tokens carry none.
+    Text {
+        /// UTF-8 that is final.
+        text: String,
+        /// Tokens released with it.
+        tokens: Vec<TokenOut>,
+    },
+    /// The end; nothing follows.
+    Done {
+        /// Why.
+        reason: FinishReason,
+        /// The counts.
+        usage: Usage,
+    },
+    /// The end by a failure; nothing follows.
+    Failed(EngineError),
+}
