@@ -29,8 +29,8 @@ FETCHED = {
 }
 OURS = {"llama3": LLAMA, "chatml": ("", "<|im_end|>")}
 DEMOS = {
-    "smollm2": ("SmolLM2-135M-Instruct.Q4_1.gguf", ("<|im_start|>", "<|im_end|>")),
-    "qwen2.5-coder": ("qwen2.5-coder-0.5b.gguf", ("<|endoftext|>", "<|im_end|>")),
+    "smollm2": ("smollm2-135m-instruct-q4_1.gguf", ("<|im_start|>", "<|im_end|>")),
+    "qwen2.5-coder": ("qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", ("<|endoftext|>", "<|im_end|>")),
 }
 
 WEATHER = {

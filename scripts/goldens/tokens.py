@@ -26,8 +26,8 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 VOCABS = {
-    "smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf",
-    "qwen2.5-coder": "qwen2.5-coder-0.5b.gguf",
+    "smollm2": "smollm2-135m-instruct-q4_1.gguf",
+    "qwen2.5-coder": "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
     "llama-bpe": None,
     "gpt-2": None,
     "llama-spm": None,

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use super::{TextError, bpe, keys};
+use super::{TextError, bpe};
 use crate::gguf::Metadata;
 
 pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
@@ -143,13 +143,13 @@ impl Vocab {
 
 /// The tokens as the file spells them, at least one.
 pub(super) fn tokens(metadata: &Metadata) -> Result<&[String], TextError> {
-    keys::strings(metadata, TOKENS)?
+    metadata.strings(TOKENS)?
         .filter(|tokens| !tokens.is_empty() && tokens.len() < u32::MAX as usize)
         .ok_or_else(|| TextError::Metadata(format!("{TOKENS} is missing or empty: there is no vocabulary")))
 }
 
 fn kinds(metadata: &Metadata, tokens: usize) -> Result<Vec<Kind>, TextError> {
-    let Some(types) = keys::u64s(metadata, TYPES)? else { return Ok(vec![Kind::Normal; tokens]) };
+    let Some(types) = metadata.u64s(TYPES)? else { return Ok(vec![Kind::Normal; tokens]) };
     if types.len() != tokens {
         let what = format!("{TYPES} has {} entries, {TOKENS} has {tokens}", types.len());
         return Err(TextError::Metadata(what));
@@ -169,7 +169,7 @@ fn kinds(metadata: &Metadata, tokens: usize) -> Result<Vec<Kind>, TextError> {
 
 fn special_id(metadata: &Metadata, name: &str, tokens: usize) -> Result<Option<u32>, TextError> {
     let key = format!("tokenizer.ggml.{name}_token_id");
-    match keys::u64(metadata, &key)? {
+    match metadata.u64(&key)? {
         Some(id) if id >= tokens as u64 => {
             Err(TextError::Metadata(format!("{key} is {id}, but {TOKENS} has {tokens} entries")))
         }

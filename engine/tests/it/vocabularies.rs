@@ -35,8 +35,8 @@ pub(crate) fn golden(name: &str) -> serde_json::Value {
 fn file(name: &str) -> (PathBuf, &'static str) {
     let models = root().join("models");
     match name {
-        "smollm2" => (models.join("SmolLM2-135M-Instruct.Q4_1.gguf"), "scripts/fetch-model.sh smollm2"),
-        "qwen2.5-coder" => (models.join("qwen2.5-coder-0.5b.gguf"), "scripts/fetch-model.sh qwen2.5-coder-0.5b"),
+        "smollm2" => (models.join("smollm2-135m-instruct-q4_1.gguf"), "scripts/fetch-model.sh smollm2"),
+        "qwen2.5-coder" => (models.join("qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"), "scripts/fetch-model.sh qwen2.5-coder-0.5b"),
         _ => (models.join(format!("vocabs/ggml-vocab-{name}.gguf")), "scripts/fetch-vocabs.sh"),
     }
 }
