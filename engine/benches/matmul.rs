@@ -50,12 +50,19 @@ fn main() {
         let pool = Pool::new(threads);
         for isa in Isa::available() {
             println!("{}, {threads} threads: GB/s with 1 row, GFLOP/s with 4, 8 and 512", isa.name());
-            for dtype in DType::ALL.into_iter().filter(|t| wanted.is_empty() || wanted.iter().any(|w| w == t.name())) {
+            for dtype in
+                DType::ALL.into_iter().filter(|t| wanted.is_empty() || wanted.iter().any(|w| w == t.name()))
+            {
                 for shape in SHAPES {
                     let (rows, cols) = shape;
                     let Some(one) = measure(isa, &pool, dtype, shape, 1) else { continue };
-                    print!("{:7} {rows:6}x{cols:<5} {:7.1}", dtype.name(), (rows * dtype.row_bytes(cols)) as f64 / one / 1e9);
-                    let many: &[usize] = if rows > 100_000 || isa == Isa::Portable { &[4] } else { &[4, 8, 512] };
+                    print!(
+                        "{:7} {rows:6}x{cols:<5} {:7.1}",
+                        dtype.name(),
+                        (rows * dtype.row_bytes(cols)) as f64 / one / 1e9
+                    );
+                    let many: &[usize] =
+                        if rows > 100_000 || isa == Isa::Portable { &[4] } else { &[4, 8, 512] };
                     for &x_rows in many {
                         if let Some(seconds) = measure(isa, &pool, dtype, shape, x_rows) {
                             print!(" {:8.0}", 2.0 * (rows * cols * x_rows) as f64 / seconds / 1e9);

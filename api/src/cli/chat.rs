@@ -74,8 +74,9 @@ fn read(chat: &mut Chat) -> anyhow::Result<()> {
 
 /// Lines edited in the terminal; an answer that fails is told, and the conversation goes on.
 fn talk(chat: &mut Chat) -> anyhow::Result<()> {
-    signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::clone(&chat.interrupted))?;
     let mut editor = DefaultEditor::new()?;
+    // After the editor, which takes the signal for itself; this handler passes it on to the editor's.
+    signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::clone(&chat.interrupted))?;
     print("/help explains, /exit leaves.\n")?;
     loop {
         match editor.readline("> ") {
@@ -88,7 +89,8 @@ fn talk(chat: &mut Chat) -> anyhow::Result<()> {
                     Err(error) => eprintln!("{error:#}"),
                 }
             }
-            Err(ReadlineError::Interrupted) => {}
+            // A Ctrl-C that stopped an answer comes back from the editor, too, as a signal.
+            Err(ReadlineError::Interrupted | ReadlineError::Signal(_)) => {}
             Err(ReadlineError::Eof) => return Ok(()),
             Err(error) => return Err(error.into()),
         }

@@ -68,7 +68,7 @@ async fn serve(model: PathBuf, config: ServeConfig) -> anyhow::Result<()> {
         () = signals.next() => return Ok(()),
     };
     observe::init_logging("info");
-    state.set_engine(engine.clone(), engine.metadata());
+    state.set_engine(engine.clone());
     announce(&config, addr, &engine);
     drop(engine);
 

@@ -1,5 +1,6 @@
 //! The gateway's tests against `app()`, without sockets unless a test is about them.
 
+mod cli;
 #[cfg(feature = "server")]
 mod support;
 

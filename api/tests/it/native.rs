@@ -39,7 +39,8 @@ async fn whole_and_streamed_outputs_agree() {
     assert!(rest.iter().all(|p| p["done"] == false && p.get("usage").is_none()));
     let joined: String = rest.iter().map(|p| p["output"].as_str().unwrap()).collect();
     assert_eq!(joined, output);
-    let expected = json!({"output": "", "done": true, "finish_reason": whole["finish_reason"], "usage": whole["usage"]});
+    let expected =
+        json!({"output": "", "done": true, "finish_reason": whole["finish_reason"], "usage": whole["usage"]});
     assert_eq!(last, &expected);
 }
 

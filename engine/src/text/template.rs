@@ -3,7 +3,7 @@
 use minijinja::{Environment, Error, ErrorKind, Value};
 use serde_json::Value as Json;
 
-use super::{TextError, Tokenizer, jinja, keys, messages, pretokenizer::Pre};
+use super::{TextError, Tokenizer, jinja, messages, pretokenizer::Pre};
 use crate::gguf::{self, Metadata};
 
 /// `--prompt-format`.
@@ -87,7 +87,7 @@ impl ChatTemplate {
             },
         };
         let is_own = own == Some(source);
-        let with_tools = match keys::str(metadata, TOOL_TEMPLATE)? {
+        let with_tools = match metadata.str(TOOL_TEMPLATE)? {
             Some(tools) if is_own => Some(Compiled::new(tools)?),
             _ => None,
         };
@@ -116,7 +116,7 @@ impl ChatTemplate {
     /// What clients may write in several ways is brought into the one that templates expect: text parts
     /// are joined, `arguments` strings that hold a JSON object are parsed (keys stay in order), empty
     /// `tool_calls` go, `developer` is `system` where the template does not know it, and absent content
-    /// is empty, unless the message calls tools and the template may look at that.
+    /// is empty, unless the message calls tools and the template tests content for being none.
     pub fn render(
         &self,
         messages: &[Json],
@@ -166,10 +166,10 @@ fn own_source(metadata: &Metadata) -> Result<Option<&str>, TextError> {
             let what = format!("{TEMPLATE} is a list of {}; supported is a string or a list of one", list.len());
             return Err(TextError::Metadata(what));
         }
-        _ => keys::str(metadata, TEMPLATE)?,
+        _ => metadata.str(TEMPLATE)?,
     };
     let source = match source {
-        None => keys::str(metadata, "tokenizer.chat_template.default")?,
+        None => metadata.str("tokenizer.chat_template.default")?,
         some => some,
     };
     Ok(source.filter(|source| !source.trim().is_empty()))
@@ -177,9 +177,9 @@ fn own_source(metadata: &Metadata) -> Result<Option<&str>, TextError> {
 
 /// One of ours, by the vocabulary.
 fn guess(metadata: &Metadata) -> Result<&'static str, TextError> {
-    let byte_level = keys::str(metadata, "tokenizer.ggml.model")? == Some("gpt2");
-    let pre = keys::str(metadata, "tokenizer.ggml.pre")?.and_then(Pre::named);
-    let tokens = keys::strings(metadata, "tokenizer.ggml.tokens")?.unwrap_or_default();
+    let byte_level = metadata.str("tokenizer.ggml.model")? == Some("gpt2");
+    let pre = metadata.str("tokenizer.ggml.pre")?.and_then(Pre::named);
+    let tokens = metadata.strings("tokenizer.ggml.tokens")?.unwrap_or_default();
     if byte_level && pre == Some(Pre::Llama3) {
         Ok(LLAMA3)
     } else if tokens.iter().any(|token| token == "<|im_start|>") {

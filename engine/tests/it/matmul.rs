@@ -99,7 +99,15 @@ fn every_type_is_exact_up_to_activation_rounding() {
 }
 
 /// Against exact arithmetic on the 8-bit activations to 1e-5, and on the true ones to half a step each.
-fn check_against_f64(dtype: DType, isa: Isa, dense: &[f32], rows: usize, cols: usize, x: &[f32], out: &[f32]) {
+fn check_against_f64(
+    dtype: DType,
+    isa: Isa,
+    dense: &[f32],
+    rows: usize,
+    cols: usize,
+    x: &[f32],
+    out: &[f32],
+) {
     let x_rows = x.len() / cols;
     let mut activations = Activations::new(x_rows, cols);
     activations.set(x_rows, cols).copy_from_slice(x);
@@ -118,7 +126,8 @@ fn check_against_f64(dtype: DType, isa: Isa, dense: &[f32], rows: usize, cols: u
             let exact = sum(&|k| f64::from(w[k]) * used[k]);
             let size = sum(&|k| (f64::from(w[k]) * used[k]).abs());
             let got = f64::from(out[t * rows + r]);
-            let what = format!("{} {} {rows}x{cols}, row {r}, column {t} of {x_rows}", isa.name(), dtype.name());
+            let what =
+                format!("{} {} {rows}x{cols}, row {r}, column {t} of {x_rows}", isa.name(), dtype.name());
             // A minimum's part and the weight's integers may cancel, so allow for the parts' sizes.
             assert!((got - exact).abs() <= 1e-5 * (size + 0.05), "{what}: {got}, exactly {exact}");
             let truth = sum(&|k| f64::from(w[k]) * f64::from(x[k]));
@@ -169,7 +178,11 @@ fn families_with_fused_arithmetic_agree() {
             .map(|isa| product(isa, &pool, weight, &x, 2))
             .collect();
         for result in &results {
-            assert!(result.iter().zip(&results[0]).all(|(a, b)| a.to_bits() == b.to_bits()), "{}", dtype.name());
+            assert!(
+                result.iter().zip(&results[0]).all(|(a, b)| a.to_bits() == b.to_bits()),
+                "{}",
+                dtype.name()
+            );
         }
     }
 }
@@ -203,9 +216,12 @@ fn jobs_share_a_dispatch_add_and_gate() {
             let [qx, kx, ux] = [q, k, up].map(|w| product(isa, &pool, w, &x, x_rows));
             for t in 0..x_rows {
                 assert_eq!(a[t * stride..t * stride + q_rows], qx[t * q_rows..(t + 1) * q_rows]);
-                assert!(a[t * stride + q_rows..(t + 1) * stride].iter().all(|&v| v == 7.0), "beyond the row");
+                assert!(
+                    a[t * stride + q_rows..(t + 1) * stride].iter().all(|v| v.to_bits() == 7f32.to_bits()),
+                    "beyond the row"
+                );
             }
-            assert!(b.iter().zip(&kx).all(|(b, k)| *b == 2.0 + k));
+            assert!(b.iter().zip(&kx).all(|(b, k)| b.to_bits() == (2.0 + k).to_bits()));
             for (c, (g, u)) in c.iter().zip(qx.iter().zip(&ux)) {
                 let exact = f64::from(*g) / (1.0 + (-f64::from(*g)).exp()) * f64::from(*u);
                 assert!((f64::from(*c) - exact).abs() <= 1e-5 * exact.abs() + 1e-30, "{c}, exactly {exact}");
@@ -224,7 +240,12 @@ fn zeros_and_tiny_activations_stay_finite() {
         for value in [0.0, f32::MIN_POSITIVE, 1e-45, 1e30] {
             for isa in Isa::available() {
                 let out = product(isa, &pool, weight, &[value; 256], 1);
-                assert!(out.iter().all(|v| v.is_finite()), "{} {} {value}: {out:?}", isa.name(), dtype.name());
+                assert!(
+                    out.iter().all(|v| v.is_finite()),
+                    "{} {} {value}: {out:?}",
+                    isa.name(),
+                    dtype.name()
+                );
             }
         }
     }

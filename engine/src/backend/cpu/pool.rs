@@ -114,7 +114,8 @@ impl Pool {
         let task: &Task<'_> = &f;
         // SAFETY: the lifetime is only for the way through `Shared`: this function does not return or
         // unwind before every worker has finished with the reference (`pending` is zero).
-        let task: &'static Task<'static> = unsafe { std::mem::transmute::<&Task<'_>, &'static Task<'static>>(task) };
+        let task: &'static Task<'static> =
+            unsafe { std::mem::transmute::<&Task<'_>, &'static Task<'static>>(task) };
         // SAFETY: we hold the gate and no worker is pending, so nobody reads `task` now.
         unsafe { *self.shared.task.get() = Some(task) };
         self.shared.pending.store(self.workers.len(), Ordering::Relaxed);

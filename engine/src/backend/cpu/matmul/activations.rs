@@ -24,8 +24,8 @@ impl Line {
 /// One row's 256 columns as the row-times-vector kernels read them.
 ///
 /// `q`: first halves of groups 0-3, their second halves, then the same of groups 4-7.
-/// `scale` and `sub_sum`, entries `4 i ..`: of groups `i` and `4 + i`, two each (see `Canonical order`
-/// in the parent module).
+/// `scale` and `sub_sum`, entries `4 i ..`: of groups `i` and `4 + i`, two each, which are the lanes that
+/// the canonical sum adds first (see the parent module).
 #[repr(C, align(64))]
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Chunk {
@@ -85,7 +85,8 @@ impl Activations {
     pub fn new(max_rows: usize, max_cols: usize) -> Self {
         let chunks = max_cols.div_ceil(CHUNK);
         let chunk_lines = size_of::<Chunk>() / size_of::<Line>();
-        let lines = (max_rows * CHUNK / size_of::<Line>()).max(max_rows.min(MAX_CHUNK_ROWS) * chunk_lines) * chunks;
+        let lines =
+            (max_rows * CHUNK / size_of::<Line>()).max(max_rows.min(MAX_CHUNK_ROWS) * chunk_lines) * chunks;
         let groups = max_rows * chunks * LANES;
         Self {
             rows: 0,
@@ -104,7 +105,11 @@ impl Activations {
     /// # Panics
     /// When the rows do not fit in what `new` made room for.
     pub fn set(&mut self, rows: usize, cols: usize) -> &mut [f32] {
-        assert!(rows * cols <= self.values.len(), "{rows}x{cols} activations in room for {}", self.values.len());
+        assert!(
+            rows * cols <= self.values.len(),
+            "{rows}x{cols} activations in room for {}",
+            self.values.len()
+        );
         (self.rows, self.cols, self.form) = (rows, cols, None);
         &mut self.values[..rows * cols]
     }
@@ -153,7 +158,7 @@ impl Activations {
         let values = &self.values;
         let one = |row: usize, _| {
             // SAFETY: the four buffers were sliced to `rows` such parts above, and each row is one item.
-            let target = unsafe {
+            let mut target = unsafe {
                 Target {
                     q: q.part(row * stride, stride),
                     dx: dx.part(row * groups, groups),
@@ -161,7 +166,7 @@ impl Activations {
                     sub_sums: sub_sums.part(2 * row * groups, 2 * groups),
                 }
             };
-            quantize_row(form, &values[row * cols..(row + 1) * cols], target);
+            quantize_row(form, &values[row * cols..(row + 1) * cols], &mut target);
         };
         if rows * cols < 16 * 1024 {
             (0..rows).for_each(|row| one(row, 0));
@@ -197,7 +202,7 @@ struct Target<'a> {
     sub_sums: &'a mut [f32],
 }
 
-fn quantize_row(form: Form, values: &[f32], target: Target<'_>) {
+fn quantize_row(form: Form, values: &[f32], target: &mut Target<'_>) {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") {
         // SAFETY: the feature was just found.
@@ -209,12 +214,12 @@ fn quantize_row(form: Form, values: &[f32], target: Target<'_>) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn quantize_row_avx2(form: Form, values: &[f32], target: Target<'_>) {
+fn quantize_row_avx2(form: Form, values: &[f32], target: &mut Target<'_>) {
     quantize_row_any(form, values, target);
 }
 
 #[inline(always)]
-fn quantize_row_any(form: Form, values: &[f32], target: Target<'_>) {
+fn quantize_row_any(form: Form, values: &[f32], target: &mut Target<'_>) {
     let (groups, _) = values.as_chunks::<GROUP>();
     let bytes = lines_as_bytes(target.q);
     for g in 0..target.dx.len() {

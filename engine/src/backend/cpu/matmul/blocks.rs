@@ -1,6 +1,6 @@
 //! Quantised blocks to one common form: signed bytes in column order, a scale and a minimum a group.
 //!
-//! Weight = `d * q + m`, with groups of 32 columns or, for Q2_K, Q3_K and Q6_K, of 16. Layouts: ggml's
+//! Weight = `d * q + m`, with groups of 32 columns or, for `Q2_K`, `Q3_K` and `Q6_K`, of 16. Layouts: ggml's
 //! ggml-common.h. Written plainly; it serves the portable and AVX2 kernels and is what the AVX-512
 //! unpacking is tested against.
 
@@ -9,16 +9,12 @@ use half::f16;
 use crate::gguf::DType;
 
 /// The non-linear 4-bit types' values.
-pub(super) const IQ4_VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub(super) const IQ4_VALUES: [i8; 16] =
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// True for types whose scale is shared by 16 columns instead of 32.
 pub(super) const fn has_sub_groups(dtype: DType) -> bool {
     matches!(dtype, DType::Q2_K | DType::Q3_K | DType::Q6_K)
-}
-
-/// True for types with a minimum per group.
-pub(super) const fn has_min(dtype: DType) -> bool {
-    matches!(dtype, DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K | DType::Q2_K)
 }
 
 /// True for types whose weights stay floats.
@@ -39,12 +35,18 @@ pub(super) fn unpack_row(dtype: DType, row: &[u8], q: &mut [i8], d: &mut [f32], 
     let blocks = row.chunks_exact(dtype.block_bytes()).zip(q.chunks_exact_mut(len));
     for ((block, q), (d, m)) in blocks.zip(d.chunks_exact_mut(groups).zip(m.chunks_exact_mut(groups))) {
         match dtype {
-            DType::Q4_0 => (d[0], _) = (half_at(block, 0), nibbles(&block[2..18], q, |n| n as i8 - 8)),
+            DType::Q4_0 => {
+                d[0] = half_at(block, 0);
+                nibbles(&block[2..18], q, |n| n as i8 - 8);
+            }
             DType::Q4_1 => {
                 (d[0], m[0]) = (half_at(block, 0), half_at(block, 2));
                 nibbles(&block[4..20], q, |n| n as i8);
             }
-            DType::Q5_0 => (d[0], _) = (half_at(block, 0), five_bits(&block[2..6], &block[6..22], q, 16)),
+            DType::Q5_0 => {
+                d[0] = half_at(block, 0);
+                five_bits(&block[2..6], &block[6..22], q, 16);
+            }
             DType::Q5_1 => {
                 (d[0], m[0]) = (half_at(block, 0), half_at(block, 2));
                 five_bits(&block[4..8], &block[8..24], q, 0);
@@ -71,18 +73,25 @@ pub(super) fn unpack_row(dtype: DType, row: &[u8], q: &mut [i8], d: &mut [f32], 
 /// 16 bytes: low nibbles first, then high ones.
 #[inline(always)]
 fn nibbles(bytes: &[u8], q: &mut [i8], value: impl Fn(u8) -> i8) {
-    for (i, b) in bytes.iter().enumerate() {
-        q[i] = value(b & 15);
-        q[i + 16] = value(b >> 4);
+    // Fixed lengths, here and below, are what makes the compiler use vectors.
+    let (Some(bytes), Some(q)) = (bytes.first_chunk::<16>(), q.first_chunk_mut::<32>()) else { return };
+    for i in 0..16 {
+        q[i] = value(bytes[i] & 15);
+        q[i + 16] = value(bytes[i] >> 4);
     }
 }
 
 #[inline(always)]
 fn five_bits(high: &[u8], low: &[u8], q: &mut [i8], offset: i8) {
-    let high = u32::from_le_bytes([high[0], high[1], high[2], high[3]]);
-    for (i, b) in low.iter().enumerate() {
-        q[i] = ((b & 15) | ((high >> i & 1) << 4) as u8) as i8 - offset;
-        q[i + 16] = ((b >> 4) | ((high >> (i + 16) & 1) << 4) as u8) as i8 - offset;
+    let (Some(high), Some(low), Some(q)) =
+        (high.first_chunk::<4>(), low.first_chunk::<16>(), q.first_chunk_mut::<32>())
+    else {
+        return;
+    };
+    let bit = |i: usize| (high[i / 8] >> (i % 8) & 1) << 4;
+    for i in 0..16 {
+        q[i] = (low[i] & 15 | bit(i)) as i8 - offset;
+        q[i + 16] = (low[i] >> 4 | bit(i + 16)) as i8 - offset;
     }
 }
 
@@ -105,9 +114,12 @@ fn q2_k(block: &[u8], q: &mut [i8], d: &mut [f32], m: &mut [f32]) {
         d[g] = all * f32::from(block[g] & 15);
         m[g] = -min * f32::from(block[g] >> 4);
     }
-    for (i, q) in q.iter_mut().enumerate() {
-        let (half, group, at) = (i / 128, i % 128 / 32, i % 32);
-        *q = (block[16 + 32 * half + at] >> (2 * group) & 3) as i8;
+    for (i, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let (half, group) = (i / 4, i % 4);
+        let Some(low) = block[16 + 32 * half..].first_chunk::<32>() else { return };
+        for (q, low) in q.iter_mut().zip(low) {
+            *q = (low >> (2 * group) & 3) as i8;
+        }
     }
 }
 
@@ -120,15 +132,17 @@ fn q3_k(block: &[u8], q: &mut [i8], d: &mut [f32]) {
         let high = scales[8 + g % 4] >> (2 * (g / 4)) & 3;
         d[g] = all * (i32::from(low | high << 4) - 32) as f32;
     }
-    for (i, q) in q.iter_mut().enumerate() {
-        let (half, group, at) = (i / 128, i % 128 / 32, i % 32);
-        let low = block[32 + 32 * half + at] >> (2 * group) & 3;
-        let high = block[at] >> (4 * half + group) & 1;
-        *q = (low | high << 2) as i8 - 4;
+    let Some(high) = block.first_chunk::<32>() else { return };
+    for (i, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let (half, group) = (i / 4, i % 4);
+        let Some(low) = block[32 + 32 * half..].first_chunk::<32>() else { return };
+        for (q, (low, high)) in q.iter_mut().zip(low.iter().zip(high)) {
+            *q = (low >> (2 * group) & 3 | (high >> i & 1) << 2) as i8 - 4;
+        }
     }
 }
 
-/// The eight 6-bit scales and minima of Q4_K and Q5_K.
+/// The eight 6-bit scales and minima of `Q4_K` and `Q5_K`.
 #[inline(always)]
 fn six_bit_scales(block: &[u8], d: &mut [f32], m: &mut [f32]) {
     let (all, min) = (half_at(block, 0), half_at(block, 2));
@@ -144,10 +158,11 @@ fn six_bit_scales(block: &[u8], d: &mut [f32], m: &mut [f32]) {
 #[inline(always)]
 fn q4_k(block: &[u8], q: &mut [i8], d: &mut [f32], m: &mut [f32]) {
     six_bit_scales(block, d, m);
-    for (pair, q) in q.chunks_exact_mut(64).enumerate() {
-        for (i, b) in block[16 + 32 * pair..48 + 32 * pair].iter().enumerate() {
-            q[i] = (b & 15) as i8;
-            q[32 + i] = (b >> 4) as i8;
+    for (pair, q) in q.as_chunks_mut::<64>().0.iter_mut().enumerate() {
+        let Some(bytes) = block[16 + 32 * pair..].first_chunk::<32>() else { return };
+        for i in 0..32 {
+            q[i] = (bytes[i] & 15) as i8;
+            q[32 + i] = (bytes[i] >> 4) as i8;
         }
     }
 }
@@ -155,9 +170,11 @@ fn q4_k(block: &[u8], q: &mut [i8], d: &mut [f32], m: &mut [f32]) {
 #[inline(always)]
 fn q5_k(block: &[u8], q: &mut [i8], d: &mut [f32], m: &mut [f32]) {
     six_bit_scales(block, d, m);
-    for (pair, q) in q.chunks_exact_mut(64).enumerate() {
+    let Some(high) = block[16..].first_chunk::<32>() else { return };
+    for (pair, q) in q.as_chunks_mut::<64>().0.iter_mut().enumerate() {
+        let Some(low) = block[48 + 32 * pair..].first_chunk::<32>() else { return };
         for i in 0..32 {
-            let (low, high) = (block[48 + 32 * pair + i], block[16 + i] >> (2 * pair));
+            let (low, high) = (low[i], high[i] >> (2 * pair));
             q[i] = (low & 15 | (high & 1) << 4) as i8;
             q[32 + i] = (low >> 4 | (high & 2) << 3) as i8;
         }
@@ -170,9 +187,14 @@ fn q6_k(block: &[u8], q: &mut [i8], d: &mut [f32]) {
     for g in 0..16 {
         d[g] = all * f32::from(block[192 + g].cast_signed());
     }
-    for (half, q) in q.chunks_exact_mut(128).enumerate() {
+    for (half, q) in q.as_chunks_mut::<128>().0.iter_mut().enumerate() {
+        let (Some(low), Some(high)) =
+            (block[64 * half..].first_chunk::<64>(), block[128 + 32 * half..].first_chunk::<32>())
+        else {
+            return;
+        };
         for i in 0..32 {
-            let (a, b, high) = (block[64 * half + i], block[64 * half + 32 + i], block[128 + 32 * half + i]);
+            let (a, b, high) = (low[i], low[32 + i], high[i]);
             q[i] = (a & 15 | (high & 3) << 4) as i8 - 32;
             q[32 + i] = (b & 15 | (high >> 2 & 3) << 4) as i8 - 32;
             q[64 + i] = (a >> 4 | (high >> 4 & 3) << 4) as i8 - 32;

@@ -1,6 +1,6 @@
 //! Kernels in plain Rust: rows are unpacked into a panel once, then every column is multiplied with it.
 //!
-//! Compiled twice: as it is, and with AVX2 and FMA switched on, where the compiler vectorises it.
+//! The AVX2 kernels share all but the dot products; there the compiler vectorises the unpacking.
 
 use half::{f16, slice::HalfFloatSliceExt};
 
@@ -80,9 +80,27 @@ fn to_f32(dtype: DType, row: &[u8], out: &mut [f32]) {
     }
 }
 
+/// The dot product of a weight row with an activation row, for one family.
+pub(super) trait Dot {
+    /// Floats.
+    fn floats(w: &[f32], x: &[f32]) -> f32;
+    /// Bytes with a scale (`d`, and `m` when there are minima) per 32 columns; `sums` as in `Quantized`.
+    fn groups(w: Row<'_>, x: &[u8], dx: &[f32], sums: &[f32]) -> f32;
+    /// The same per 16 columns.
+    fn sub_groups(w: Row<'_>, x: &[u8], dx: &[f32], sub_sums: &[f32]) -> f32;
+}
+
+/// A row of a panel.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Row<'a> {
+    pub(super) q: &'a [i8],
+    pub(super) d: &'a [f32],
+    pub(super) m: &'a [f32],
+}
+
 /// Multiplies the panel with column `col` into `out[row]`.
 #[inline(always)]
-pub(super) fn column<const FMA: bool>(
+pub(super) fn column<D: Dot>(
     weight: &Matrix<'_>,
     rows: usize,
     panel: &mut [Line],
@@ -95,7 +113,7 @@ pub(super) fn column<const FMA: bool>(
         let x = &x.f32()[col * cols..(col + 1) * cols];
         let panel = lines_as_f32(panel);
         for (out, row) in out[..rows].iter_mut().zip(panel.chunks_exact(cols)) {
-            *out = dot_f32::<FMA>(row, x);
+            *out = D::floats(row, x);
         }
         return;
     }
@@ -107,73 +125,74 @@ pub(super) fn column<const FMA: bool>(
     let (dx, sums) = (&x.dx[groups.clone()], &x.sums[groups.clone()]);
     let sub_sums = &x.sub_sums[2 * groups.start..2 * groups.end];
     for (r, out) in out[..rows].iter_mut().enumerate() {
-        let q = &panel.q[r * cols..(r + 1) * cols];
-        let (d, m) = (&panel.d[r * scales..(r + 1) * scales], &panel.m[r * scales..(r + 1) * scales]);
+        let own = r * scales..(r + 1) * scales;
+        let row = Row { q: &panel.q[r * cols..(r + 1) * cols], d: &panel.d[own.clone()], m: &panel.m[own] };
         *out = if blocks::has_sub_groups(weight.dtype) {
-            dot_sub_groups::<FMA>(q, bytes, d, m, dx, sub_sums)
+            D::sub_groups(row, bytes, dx, sub_sums)
         } else {
-            dot_groups::<FMA>(q, bytes, d, m, dx, sums)
+            D::groups(row, bytes, dx, sums)
         };
     }
 }
 
-#[inline(always)]
-fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FMA { a.mul_add(b, c) } else { a * b + c }
+/// Plain Rust; multiplications and additions round apart, since a fused one is a library call here.
+pub(super) struct Plain;
+
+impl Dot for Plain {
+    fn floats(w: &[f32], x: &[f32]) -> f32 {
+        let mut acc = [0f32; 16];
+        let (w_parts, w_rest) = w.as_chunks::<16>();
+        let (x_parts, x_rest) = x.as_chunks::<16>();
+        for (w, x) in w_parts.iter().zip(x_parts) {
+            for l in 0..16 {
+                acc[l] += w[l] * x[l];
+            }
+        }
+        for (acc, (w, x)) in acc.iter_mut().zip(w_rest.iter().zip(x_rest)) {
+            *acc += w * x;
+        }
+        tree_of_columns(&acc)
+    }
+
+    fn groups(w: Row<'_>, x: &[u8], dx: &[f32], sums: &[f32]) -> f32 {
+        let mut e = [[0f32; 2]; LANES];
+        let bytes = w.q.as_chunks::<GROUP>().0.iter().zip(x.as_chunks::<GROUP>().0);
+        for (g, (q, x)) in bytes.enumerate() {
+            let lane = &mut e[g % LANES];
+            lane[0] += dot_bytes(q, x) as f32 * (w.d[g] * dx[g]);
+            lane[1] += w.m[g] * sums[g];
+        }
+        tree(e.map(|[d, m]| d + m))
+    }
+
+    fn sub_groups(w: Row<'_>, x: &[u8], dx: &[f32], sub_sums: &[f32]) -> f32 {
+        let mut e = [[0f32; 2]; 2 * LANES];
+        let bytes = w.q.as_chunks::<16>().0.iter().zip(x.as_chunks::<16>().0);
+        for (g, (q, x)) in bytes.enumerate() {
+            let lane = &mut e[g % (2 * LANES)];
+            lane[0] += dot_bytes(q, x) as f32 * (w.d[g] * dx[g / 2]);
+            lane[1] += w.m[g] * sub_sums[g];
+        }
+        let e = e.map(|[d, m]| d + m);
+        tree(std::array::from_fn(|l| e[2 * l] + e[2 * l + 1]))
+    }
 }
 
 /// The exact integer sum over one group; `x` are signed bytes.
 #[inline(always)]
-fn dot_bytes(w: &[i8], x: &[u8]) -> i32 {
+fn dot_bytes<const N: usize>(w: &[i8; N], x: &[u8; N]) -> i32 {
     w.iter().zip(x).map(|(&w, &x)| i32::from(w) * i32::from(x.cast_signed())).sum()
-}
-
-#[inline(always)]
-fn dot_groups<const FMA: bool>(q: &[i8], x: &[u8], d: &[f32], m: &[f32], dx: &[f32], sums: &[f32]) -> f32 {
-    let (mut acc_d, mut acc_m) = ([0f32; LANES], [0f32; LANES]);
-    let bytes = q.as_chunks::<GROUP>().0.iter().zip(x.as_chunks::<GROUP>().0);
-    for (g, (q, x)) in bytes.enumerate() {
-        let lane = g % LANES;
-        acc_d[lane] = fma::<FMA>(dot_bytes(q, x) as f32, d[g] * dx[g], acc_d[lane]);
-        acc_m[lane] = fma::<FMA>(m[g], sums[g], acc_m[lane]);
-    }
-    tree(std::array::from_fn(|l| acc_d[l] + acc_m[l]))
-}
-
-#[inline(always)]
-fn dot_sub_groups<const FMA: bool>(q: &[i8], x: &[u8], d: &[f32], m: &[f32], dx: &[f32], sub_sums: &[f32]) -> f32 {
-    let (mut acc_d, mut acc_m) = ([0f32; 2 * LANES], [0f32; 2 * LANES]);
-    let bytes = q.as_chunks::<16>().0.iter().zip(x.as_chunks::<16>().0);
-    for (g, (q, x)) in bytes.enumerate() {
-        let lane = g % (2 * LANES);
-        acc_d[lane] = fma::<FMA>(dot_bytes(q, x) as f32, d[g] * dx[g / 2], acc_d[lane]);
-        acc_m[lane] = fma::<FMA>(m[g], sub_sums[g], acc_m[lane]);
-    }
-    tree(std::array::from_fn(|l| (acc_d[2 * l] + acc_m[2 * l]) + (acc_d[2 * l + 1] + acc_m[2 * l + 1])))
 }
 
 /// The canonical sum of eight lanes.
 #[inline(always)]
-fn tree(e: [f32; LANES]) -> f32 {
+pub(super) fn tree(e: [f32; LANES]) -> f32 {
     ((e[0] + e[4]) + (e[2] + e[6])) + ((e[1] + e[5]) + (e[3] + e[7]))
 }
 
+/// The canonical sum of the 16 lanes of float types.
 #[inline(always)]
-fn dot_f32<const FMA: bool>(w: &[f32], x: &[f32]) -> f32 {
-    let mut acc = [0f32; 16];
-    let (w_parts, w_rest) = w.as_chunks::<16>();
-    let (x_parts, x_rest) = x.as_chunks::<16>();
-    for (w, x) in w_parts.iter().zip(x_parts) {
-        for l in 0..16 {
-            acc[l] = fma::<FMA>(w[l], x[l], acc[l]);
-        }
-    }
-    for (l, (w, x)) in w_rest.iter().zip(x_rest).enumerate() {
-        acc[l] = fma::<FMA>(*w, *x, acc[l]);
-    }
-    // The order of the AVX-512 kernels' reduction, see `reduce` there.
-    let pair = |l: usize| acc[4 * l] + acc[4 * l + 1];
-    let other = |l: usize| acc[4 * l + 2] + acc[4 * l + 3];
-    let quad = |l: usize| pair(l) + other(l);
+pub(super) fn tree_of_columns(acc: &[f32; 16]) -> f32 {
+    let quad = |i: usize| (acc[4 * i] + acc[4 * i + 1]) + (acc[4 * i + 2] + acc[4 * i + 3]);
     (quad(0) + quad(2)) + (quad(1) + quad(3))
 }

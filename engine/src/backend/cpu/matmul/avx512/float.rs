@@ -123,7 +123,11 @@ fn rows<F: Float, const R: usize, const N: usize>(t: &Tile<'_, '_>, x: &Activati
 /// All rows have `cols` elements.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn block<F: Float, const R: usize, const N: usize>(w: [&[u8]; R], x: [&[f32]; N], cols: usize) -> [[__m512; N]; R] {
+unsafe fn block<F: Float, const R: usize, const N: usize>(
+    w: [&[u8]; R],
+    x: [&[f32]; N],
+    cols: usize,
+) -> [[__m512; N]; R] {
     let mut acc = [[_mm512_setzero_ps(); N]; R];
     let (w, x) = (w.map(<[u8]>::as_ptr), x.map(<[f32]>::as_ptr));
     for k in (0..cols / 16 * 16).step_by(16) {

@@ -9,17 +9,20 @@ mod native;
 mod panel;
 mod unpack;
 
-use std::arch::x86_64::{__m512, _mm512_add_ps, _mm512_castps512_ps256, _mm512_extractf32x8_ps, _mm512_permute_ps};
+use std::arch::x86_64::{
+    __m512, _mm512_add_ps, _mm512_castps512_ps256, _mm512_extractf32x8_ps, _mm512_permute_ps,
+};
 use std::arch::x86_64::{
     _mm_add_ss, _mm_cvtss_f32, _mm256_add_ps, _mm256_castps256_ps128, _mm256_extractf128_ps,
 };
 
 use super::{
-    Matrix, Tile, blocks,
+    Matrix, Tile,
     activations::{Activations, Line},
+    blocks,
 };
 use crate::gguf::DType;
-use unpack::{Iq4Nl, Iq4Xs, Q2K, Q3K, Q4K, Q4Zero, Q4One, Q5K, Q5Zero, Q5One, Q6K, Q8Zero};
+use unpack::{Iq4Nl, Iq4Xs, Q2K, Q3K, Q4K, Q4One, Q4Zero, Q5K, Q5One, Q5Zero, Q6K, Q8Zero};
 
 /// Most activation rows for which native blocks are read once per call instead of unpacked to a panel.
 pub(super) const NATIVE_COLS: usize = 4;
@@ -28,18 +31,54 @@ pub(super) const NATIVE_COLS: usize = 4;
 macro_rules! with_format {
     ($dtype:expr, $name:ident => $call:expr) => {
         match $dtype {
-            DType::Q4_0 => { type $name = Q4Zero; $call }
-            DType::Q4_1 => { type $name = Q4One; $call }
-            DType::Q5_0 => { type $name = Q5Zero; $call }
-            DType::Q5_1 => { type $name = Q5One; $call }
-            DType::Q8_0 => { type $name = Q8Zero; $call }
-            DType::IQ4_NL => { type $name = Iq4Nl; $call }
-            DType::IQ4_XS => { type $name = Iq4Xs; $call }
-            DType::Q2_K => { type $name = Q2K; $call }
-            DType::Q3_K => { type $name = Q3K; $call }
-            DType::Q4_K => { type $name = Q4K; $call }
-            DType::Q5_K => { type $name = Q5K; $call }
-            DType::Q6_K => { type $name = Q6K; $call }
+            DType::Q4_0 => {
+                type $name = Q4Zero;
+                $call
+            }
+            DType::Q4_1 => {
+                type $name = Q4One;
+                $call
+            }
+            DType::Q5_0 => {
+                type $name = Q5Zero;
+                $call
+            }
+            DType::Q5_1 => {
+                type $name = Q5One;
+                $call
+            }
+            DType::Q8_0 => {
+                type $name = Q8Zero;
+                $call
+            }
+            DType::IQ4_NL => {
+                type $name = Iq4Nl;
+                $call
+            }
+            DType::IQ4_XS => {
+                type $name = Iq4Xs;
+                $call
+            }
+            DType::Q2_K => {
+                type $name = Q2K;
+                $call
+            }
+            DType::Q3_K => {
+                type $name = Q3K;
+                $call
+            }
+            DType::Q4_K => {
+                type $name = Q4K;
+                $call
+            }
+            DType::Q5_K => {
+                type $name = Q5K;
+                $call
+            }
+            DType::Q6_K => {
+                type $name = Q6K;
+                $call
+            }
             DType::F32 | DType::F16 | DType::BF16 => unreachable!("floats have no blocks"),
         }
     };

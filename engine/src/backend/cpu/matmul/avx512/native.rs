@@ -132,14 +132,14 @@ unsafe fn step<F: Format, const R: usize, const N: usize, const HALVES: usize>(
         let zero = _mm512_setzero_si512();
         let offset = _mm512_set1_epi8(F::OFFSET);
         let mut start = [[zero; 4]; N];
-        let load = |n: usize, i: usize| _mm512_load_si512((&raw const (*x[n]).q).cast::<__m512i>().add(i));
+        let load = |n: usize, i: usize| _mm512_load_si512(x[n].cast::<__m512i>().add(i));
         if F::OFFSET != 0 {
-            for n in 0..N {
+            for (n, start) in start.iter_mut().enumerate() {
                 for i in 0..2 * HALVES {
                     // An offset of -128 is the byte 128 as an unsigned one.
-                    start[n][i] = _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, offset, load(n, i)));
+                    start[i] = _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, offset, load(n, i)));
                     if !F::SUB_GROUPS && i % 2 == 1 {
-                        start[n][i - 1] = _mm512_add_epi32(start[n][i - 1], start[n][i]);
+                        start[i - 1] = _mm512_add_epi32(start[i - 1], start[i]);
                     }
                 }
             }
@@ -165,7 +165,8 @@ unsafe fn step<F: Format, const R: usize, const N: usize, const HALVES: usize>(
                 let pairs = _mm512_load_ps(pairs);
                 if F::SUB_GROUPS {
                     let dots = _mm512_cvtepi32_ps(sixteen::<F>(dots[n]));
-                    acc[r][n] = _mm512_fmadd_ps(dots, _mm512_mul_ps(scales, _mm512_moveldup_ps(pairs)), acc[r][n]);
+                    acc[r][n] =
+                        _mm512_fmadd_ps(dots, _mm512_mul_ps(scales, _mm512_moveldup_ps(pairs)), acc[r][n]);
                     if F::MIN {
                         let sums = _mm512_load_ps((&raw const (*x[n]).sub_sum).cast::<f32>());
                         minima[r][n] = _mm512_fmadd_ps(F::sub_minima(w[r]), sums, minima[r][n]);

@@ -51,11 +51,22 @@ pub(super) fn fill<F: Format>(weight: &Matrix<'_>, row0: usize, rows: usize, pan
     let records = panel.as_mut_ptr().cast::<Record>();
     for chunk in 0..weight.cols.div_ceil(CHUNK) {
         let valid = (groups - chunk * LANES).min(LANES);
-        let places: [usize; LANES] = std::array::from_fn(|l| if l < valid { place(chunk * LANES + l, groups) } else { 0 });
+        let places: [usize; LANES] =
+            std::array::from_fn(|l| if l < valid { place(chunk * LANES + l, groups) } else { 0 });
         for side in 0..2 {
             let count = rows.saturating_sub(16 * side).min(16);
             // SAFETY: features as ours; rows have this chunk; places are below `groups`.
-            unsafe { fill_chunk::<F>(weight, row0 + 16 * side, count, chunk, valid, |l| records.add(places[l]), side) };
+            unsafe {
+                fill_chunk::<F>(
+                    weight,
+                    row0 + 16 * side,
+                    count,
+                    chunk,
+                    valid,
+                    |l| records.add(places[l]),
+                    side,
+                );
+            };
         }
     }
 }
@@ -97,7 +108,7 @@ unsafe fn fill_chunk<F: Format>(
     }
     let ones = _mm512_set1_epi8(1);
     for (z, bytes) in bytes.iter().enumerate().take(2 * valid.div_ceil(4)) {
-        let columns = transpose(*bytes);
+        let columns = transpose(bytes);
         for i in 0..4 {
             let lane = z / 2 * 4 + i;
             if lane >= valid {
@@ -119,13 +130,16 @@ unsafe fn fill_chunk<F: Format>(
                     _mm512_store_si512((&raw mut (*to)[z % 2][side]).cast(), start);
                 } else {
                     let first = &raw mut (*to)[0][side];
-                    _mm512_store_si512(first.cast(), _mm512_add_epi32(start, _mm512_load_si512(first.cast())));
+                    _mm512_store_si512(
+                        first.cast(),
+                        _mm512_add_epi32(start, _mm512_load_si512(first.cast())),
+                    );
                 }
             }
         }
     }
-    let scales = transpose(scales);
-    let minima = if F::SUB_GROUPS && F::MIN { transpose(minima) } else { [zero; 16] };
+    let scales = transpose(&scales);
+    let minima = if F::SUB_GROUPS && F::MIN { transpose(&minima) } else { [zero; 16] };
     for lane in 0..valid {
         let at = lane % 4 * 4 + lane / 4 * 2;
         let record = record(lane);
@@ -149,8 +163,8 @@ unsafe fn fill_chunk<F: Format>(
 /// Transposes 16 by 16 double words.
 #[inline]
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn transpose(v: [__m512i; 16]) -> [__m512i; 16] {
-    let mut a = v;
+fn transpose(v: &[__m512i; 16]) -> [__m512i; 16] {
+    let mut a = *v;
     for i in 0..8 {
         a[2 * i] = _mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]);
         a[2 * i + 1] = _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]);

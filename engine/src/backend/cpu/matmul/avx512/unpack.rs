@@ -13,8 +13,6 @@ use super::super::blocks::IQ4_VALUES;
 /// the CPU has the features of [`super::prepare`]. Nothing beyond these groups' blocks is read; what the
 /// other groups yield is some finite copy.
 pub(super) unsafe trait Format {
-    /// Bytes of a block.
-    const BLOCK: usize;
     /// Bytes of 256 columns.
     const CHUNK: usize;
     /// Taken away from the bytes to get the weights' integers.
@@ -87,7 +85,11 @@ unsafe fn block_scales<const MIN: bool>(chunk: *const u8, valid: usize, block: u
 #[inline(always)]
 unsafe fn half_at(p: *const u8) -> __m512 {
     // SAFETY: two bytes are there, the caller says.
-    unsafe { _mm512_set1_ps(_mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(p.cast::<u16>().read_unaligned()))))) }
+    unsafe {
+        _mm512_set1_ps(_mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(
+            p.cast::<u16>().read_unaligned(),
+        )))))
+    }
 }
 
 /// 0x10 in each byte whose bit is set in the blocks' 32-bit masks, `skip` bytes in.
@@ -95,7 +97,9 @@ unsafe fn half_at(p: *const u8) -> __m512 {
 unsafe fn fifth_bits(chunk: *const u8, half: usize, valid: usize, block: usize, skip: usize) -> [__m512i; 2] {
     // SAFETY: as in `four`, with four bytes.
     unsafe {
-        let mask = |i: usize| u64::from(chunk.add(at(4 * half + i, valid, block) + skip).cast::<u32>().read_unaligned());
+        let mask = |i: usize| {
+            u64::from(chunk.add(at(4 * half + i, valid, block) + skip).cast::<u32>().read_unaligned())
+        };
         let (m0, m1, m2, m3) = (mask(0), mask(1), mask(2), mask(3));
         let low = m0 & 0xFFFF | (m1 & 0xFFFF) << 16 | (m2 & 0xFFFF) << 32 | m3 << 48;
         let high = m0 >> 16 | (m1 >> 16) << 16 | (m2 >> 16) << 32 | (m3 >> 16) << 48;
@@ -111,7 +115,6 @@ macro_rules! nibble_format {
 
         // SAFETY: reads only through the helpers, within a block.
         unsafe impl Format for $name {
-            const BLOCK: usize = $block;
             const CHUNK: usize = 8 * $block;
             const OFFSET: i8 = $offset;
             const MIN: bool = $min;
@@ -146,7 +149,6 @@ pub(super) struct Q8Zero;
 
 // SAFETY: reads only through the helpers, within a block.
 unsafe impl Format for Q8Zero {
-    const BLOCK: usize = 34;
     const CHUNK: usize = 8 * 34;
     const OFFSET: i8 = -128;
     const SMALL: bool = false;
@@ -185,7 +187,6 @@ pub(super) struct Iq4Nl;
 
 // SAFETY: reads only through the helpers, within a block.
 unsafe impl Format for Iq4Nl {
-    const BLOCK: usize = 18;
     const CHUNK: usize = 8 * 18;
     const OFFSET: i8 = -128;
     const SMALL: bool = false;
@@ -215,7 +216,6 @@ pub(super) struct Iq4Xs;
 
 // SAFETY: reads within the 136 bytes of a block.
 unsafe impl Format for Iq4Xs {
-    const BLOCK: usize = 136;
     const CHUNK: usize = 136;
     const OFFSET: i8 = -128;
     const SMALL: bool = false;
@@ -232,13 +232,14 @@ unsafe impl Format for Iq4Xs {
         unsafe {
             let high = chunk.add(2).cast::<u16>().read_unaligned();
             let low = chunk.add(4).cast::<u32>().read_unaligned();
-            let scale = |g: usize| ((low >> (4 * g) & 15 | u32::from(high >> (2 * g) & 3) << 4) as i32 - 32) as f32;
+            let scale =
+                |g: usize| ((low >> (4 * g) & 15 | u32::from(high >> (2 * g) & 3) << 4) as i32 - 32) as f32;
             _mm512_mul_ps(half_at(chunk), spread_eight(std::array::from_fn(scale)))
         }
     }
 }
 
-/// The 6-bit scales and minima of Q4_K and Q5_K.
+/// The 6-bit scales and minima of `Q4_K` and `Q5_K`.
 #[inline(always)]
 unsafe fn six_bit_scales(chunk: *const u8) -> __m512 {
     // SAFETY: within the block's first 16 bytes.
@@ -254,7 +255,8 @@ unsafe fn six_bit_scales(chunk: *const u8) -> __m512 {
         let order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
         let values = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_shuffle_epi8(all, order)));
         let both = _mm_set1_epi32(chunk.cast::<i32>().read_unaligned());
-        let factors = _mm512_broadcast_f32x4(_mm_xor_ps(_mm_cvtph_ps(both), _mm_setr_ps(0.0, -0.0, 0.0, -0.0)));
+        let factors =
+            _mm512_broadcast_f32x4(_mm_xor_ps(_mm_cvtph_ps(both), _mm_setr_ps(0.0, -0.0, 0.0, -0.0)));
         _mm512_mul_ps(factors, values)
     }
 }
@@ -276,7 +278,6 @@ pub(super) struct Q4K;
 
 // SAFETY: reads within the 144 bytes of a block.
 unsafe impl Format for Q4K {
-    const BLOCK: usize = 144;
     const CHUNK: usize = 144;
     const OFFSET: i8 = 0;
     const MIN: bool = true;
@@ -298,7 +299,6 @@ pub(super) struct Q5K;
 
 // SAFETY: reads within the 176 bytes of a block.
 unsafe impl Format for Q5K {
-    const BLOCK: usize = 176;
     const CHUNK: usize = 176;
     const OFFSET: i8 = 0;
     const MIN: bool = true;
@@ -311,7 +311,8 @@ unsafe impl Format for Q5K {
             // Group g has its fifth bit in bit g; rotate it to bit 4.
             let first = 4 * half as i64;
             let turn = |g: i64| (g + first - 4) & 63;
-            let turns = _mm512_setr_epi64(turn(0), turn(0), turn(1), turn(1), turn(2), turn(2), turn(3), turn(3));
+            let turns =
+                _mm512_setr_epi64(turn(0), turn(0), turn(1), turn(1), turn(2), turn(2), turn(3), turn(3));
             let bit = _mm512_set1_epi8(16);
             let high = |skip: usize| {
                 let v = _mm512_broadcast_i32x4(_mm_loadu_si128(chunk.add(skip).cast()));
@@ -354,7 +355,6 @@ pub(super) struct Q6K;
 
 // SAFETY: reads within the 210 bytes of a block.
 unsafe impl Format for Q6K {
-    const BLOCK: usize = 210;
     const CHUNK: usize = 210;
     const OFFSET: i8 = 32;
     const SUB_GROUPS: bool = true;
@@ -380,7 +380,9 @@ unsafe impl Format for Q6K {
     #[inline(always)]
     unsafe fn scales(chunk: *const u8, _valid: usize) -> __m512 {
         // SAFETY: 16 bytes of scales at 192, a half at 208.
-        unsafe { _mm512_mul_ps(half_at(chunk.add(208)), sixteen_scales(_mm_loadu_si128(chunk.add(192).cast()))) }
+        unsafe {
+            _mm512_mul_ps(half_at(chunk.add(208)), sixteen_scales(_mm_loadu_si128(chunk.add(192).cast())))
+        }
     }
 }
 
@@ -388,7 +390,6 @@ pub(super) struct Q2K;
 
 // SAFETY: reads within the 84 bytes of a block.
 unsafe impl Format for Q2K {
-    const BLOCK: usize = 84;
     const CHUNK: usize = 84;
     const OFFSET: i8 = 0;
     const SUB_GROUPS: bool = true;
@@ -399,7 +400,8 @@ unsafe impl Format for Q2K {
         // SAFETY: 64 bytes of weights at 16.
         unsafe {
             let mask = _mm512_set1_epi8(3);
-            let part = |skip: usize| _mm512_and_si512(rotated(chunk.add(16 + 32 * half + skip), [0, 2, 4, 6]), mask);
+            let part =
+                |skip: usize| _mm512_and_si512(rotated(chunk.add(16 + 32 * half + skip), [0, 2, 4, 6]), mask);
             [part(0), part(16)]
         }
     }
@@ -428,7 +430,6 @@ pub(super) struct Q3K;
 
 // SAFETY: reads within the 110 bytes of a block.
 unsafe impl Format for Q3K {
-    const BLOCK: usize = 110;
     const CHUNK: usize = 110;
     const OFFSET: i8 = 4;
     const SUB_GROUPS: bool = true;
