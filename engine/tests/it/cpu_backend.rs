@@ -299,6 +299,25 @@ fn reference_equals_the_formula_in_f64() {
 }
 
 #[test]
+fn narrow_keys_and_values_stay_near_f32() {
+    // f16 rounds by 2^-12 relative; q8 by 1/254 of the largest of 32. Both average out over a head.
+    for (kv_type, bound) in [(KvType::F16, 5e-3), (KvType::Q8, 0.1)] {
+        for seed in 40..44 {
+            let mut random = Random(seed);
+            let case = Case::random(&mut random, DType::F32);
+            let model = Model::new(&mut random, &case);
+            let sequences = sequences(&mut random, &[45]);
+            let mut run = |kv_type| {
+                Run::new(ReferenceBackend::new(2), &model, &sequences, kv_type, &mut random).one_by_one()
+            };
+            let off = difference(&run(KvType::F32), &run(kv_type));
+            assert!(off < bound, "seed {seed}, {case:?}, {kv_type:?}: off by {off}");
+            assert!(off > 1e-6, "seed {seed}: {kv_type:?} was not narrow");
+        }
+    }
+}
+
+#[test]
 fn fast_equals_reference() {
     for isa in Isa::available() {
         for seed in 100..112 {

@@ -120,7 +120,7 @@ impl KvCache {
 
     /// The number at `index` of a piece; `scale` is its scale's index, where there are scales.
     fn number(&self, piece: &[u8], index: usize, scale: impl Fn() -> usize) -> f32 {
-        let half_at = |byte: usize| f16::from_le_bytes([piece[byte], piece[byte + 1]]).to_f32();
+        let half_at = |byte: usize| f16::from_ne_bytes([piece[byte], piece[byte + 1]]).to_f32();
         match self.kv_type {
             KvType::F16 => half_at(2 * index),
             KvType::F32 => f32::from_ne_bytes(std::array::from_fn(|i| piece[4 * index + i])),
@@ -220,11 +220,11 @@ impl Run {
                 for (b, n) in bytes.iter_mut().zip(numbers) {
                     *b = (n * inverse).round().clamp(-127.0, 127.0) as i8;
                 }
-                // SAFETY: the caller's promise; scales begin after the piece's bytes and are even.
+                // SAFETY: the caller's promise; scales begin after the piece's bytes.
                 unsafe {
                     self.scatter(&bytes[..numbers.len()]);
-                    let scales = self.piece.add(BLOCK_TOKENS * cache.head_dim).cast::<f16>();
-                    scales.add(scale_at).write_unaligned(scale);
+                    let scales = self.piece.add(BLOCK_TOKENS * cache.head_dim).cast::<[u8; 2]>();
+                    scales.add(scale_at).write(scale.to_ne_bytes());
                 }
             }
         }

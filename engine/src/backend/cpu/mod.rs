@@ -6,7 +6,7 @@
 //! | [`pool`] | threads that share out a loop |
 //! | [`matmul`] | products with quantised weights, activations in 8 bits |
 //! | `attention` | online softmax over the paged cache |
-//! | `elementwise` | RMSNorm, biases, `RoPE` |
+//! | `elementwise` | `RMSNorm`, biases, `RoPE` |
 //! | `simd` | vectors for each instruction set |
 //! | `kv`, `state`, `buffer` | the cache, run state, aligned memory |
 //!
@@ -255,14 +255,14 @@ impl Device<'_> {
             };
             let angles = (&cos[t * pairs..(t + 1) * pairs], &sin[t * pairs..(t + 1) * pairs]);
             let [q, k, v] = parts;
-            for (i, heads) in [&mut *q, &mut *k, &mut *v].into_iter().enumerate() {
+            for (i, rows) in [&mut *q, &mut *k, &mut *v].into_iter().enumerate() {
                 let bias = w.bias.as_ref().map(|b| b[i].as_slice());
                 // Queries and keys are normalised and rotated; values are not.
                 let norm =
                     w.qk_norm.as_ref().and_then(|n| n.get(i)).map(|n| (n.as_slice(), shape.norm_epsilon));
                 let angles = if i < 2 { angles } else { Default::default() };
                 if i < 2 || bias.is_some() {
-                    self.level.run(Heads { heads, head_dim, bias, norm, style: shape.rope.style, angles });
+                    self.level.run(Heads { rows, head_dim, bias, norm, style: shape.rope.style, angles });
                 }
             }
             let Place { block, slot } = places[t];

@@ -180,7 +180,7 @@ fn parallel<T: Send>(threads: usize, items: usize, f: impl Fn(usize) -> T + Sync
         for (i, slots) in results.chunks_mut(share).enumerate() {
             let f = &f;
             scope.spawn(move || {
-                slots.iter_mut().enumerate().for_each(|(j, slot)| *slot = Some(f(i * share + j)))
+                slots.iter_mut().enumerate().for_each(|(j, slot)| *slot = Some(f(i * share + j)));
             });
         }
     });
@@ -279,7 +279,9 @@ fn attend_head(s: &RunState, layer: usize, sequence: usize, kv_head: usize) -> V
             let mut scores: Vec<f32> =
                 keys[..seen].chunks_exact(head_dim).map(|key| dot(query, key) * scale).collect();
             let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            scores.iter_mut().for_each(|score| *score = (*score - largest).exp());
+            for score in &mut scores {
+                *score = (*score - largest).exp();
+            }
             let total: f64 = scores.iter().map(|&p| f64::from(p)).sum();
             let mut sums = vec![0f32; head_dim];
             for (p, value) in scores.iter().zip(values.chunks_exact(head_dim)) {

@@ -9,6 +9,11 @@
 //! every sum runs in one order whatever the tile holds. So chunks may be computed one after another or
 //! apart, and tiles cut anywhere, without a bit changing.
 
+#![allow(
+    clippy::inline_always,
+    reason = "vector code must unfold into the function compiled for its instruction set"
+)]
+
 mod product;
 mod tile;
 

@@ -1,5 +1,10 @@
 //! Small matrix products in registers, the inner loops of attention.
 
+#![allow(
+    clippy::inline_always,
+    reason = "vector code must unfold into the function compiled for its instruction set"
+)]
+
 use half::f16;
 
 use super::super::simd::Simd;

@@ -1,5 +1,10 @@
 //! One tile of queries against one chunk of a sequence's keys and values.
 
+#![allow(
+    clippy::inline_always,
+    reason = "vector code must unfold into the function compiled for its instruction set"
+)]
+
 use half::{f16, slice::HalfFloatSliceExt};
 
 use super::{
@@ -138,17 +143,19 @@ impl ChunkTask<'_> {
             self.cache.values(self.blocks[index], self.layer, self.kv_head),
         );
         let kv_type = self.cache.kv_type();
+        let count = self.head_dim * BLOCK_TOKENS;
         // Padded values are only made by expanding.
         let dense = self.head_dim.is_multiple_of(S::LANES);
         if kv_type == KvType::F16 && dense && self.rows <= EXPAND_ROWS {
-            let (keys, values) = (keys.as_ptr().cast::<f16>(), values.as_ptr().cast::<f16>());
-            self.products(s, index, seen, keys, values, self.head_dim);
+            let (keys, values) = (numbers::<f16>(keys, 0, count), numbers(values, 0, count));
+            self.products(s, index, seen, keys.as_ptr(), values.as_ptr(), self.head_dim);
             return;
         }
         let (keys, values, stride) = if kv_type == KvType::F32 && dense {
-            (keys.as_ptr().cast::<f32>(), values.as_ptr().cast::<f32>(), self.head_dim)
+            let (keys, values) = (numbers::<f32>(keys, 0, count), numbers(values, 0, count));
+            (keys.as_ptr(), values.as_ptr(), self.head_dim)
         } else {
-            expand(s, kv_type, self.head_dim, (keys, values), (self.memory.keys, self.memory.values));
+            expand(s, kv_type, self.head_dim, (keys, values), &mut self.memory);
             let padded = self.head_dim.next_multiple_of(LINE);
             (self.memory.keys.as_ptr(), self.memory.values.as_ptr(), padded)
         };
@@ -237,17 +244,12 @@ fn soften<S: Simd>(s: S, scores: &mut [f32], row: &mut [f32]) {
     }
 }
 
-/// A block's keys and values in f32; values padded with zeros to whole lines.
+/// A block's keys and values to `memory` in f32; values padded with zeros to whole lines.
 #[inline(always)]
-fn expand<S: Simd>(
-    s: S,
-    kv_type: KvType,
-    head_dim: usize,
-    from: (&[u8], &[u8]),
-    to: (&mut [f32], &mut [f32]),
-) {
+fn expand<S: Simd>(s: S, kv_type: KvType, head_dim: usize, from: (&[u8], &[u8]), memory: &mut Memory<'_>) {
     let padded = head_dim.next_multiple_of(LINE);
-    let (keys, values) = (&mut to.0[..head_dim * BLOCK_TOKENS], &mut to.1[..padded * BLOCK_TOKENS]);
+    let keys = &mut memory.keys[..head_dim * BLOCK_TOKENS];
+    let values = &mut memory.values[..padded * BLOCK_TOKENS];
     let groups = head_dim.div_ceil(GROUP);
     match kv_type {
         KvType::F32 => {
