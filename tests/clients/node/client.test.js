@@ -8,7 +8,7 @@ import OpenAI from 'openai';
 const url = process.env.TEST_URL;
 const modelId = path.basename(process.env.TEST_MODEL).replace(/\.gguf$/, '');
 // No retries: a retried 503 would hide it.
-const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: 'unused', maxRetries: 0, timeout: 120_000 });
+const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: 'unused', maxRetries: 0, timeout: 300_000 });
 const story = [{ role: 'user', content: 'Write a story about a cat.' }];
 const count = '1, 2, 3, 4, 5, 6, 7, 8, 9,';
 

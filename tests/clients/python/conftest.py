@@ -47,18 +47,18 @@ def full() -> bool:
 @pytest.fixture(scope="session")
 def client(server: Server) -> openai.OpenAI:
     # No retries: a retried 503 would hide it.
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0, timeout=120)
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0, timeout=300)
 
 
 @pytest.fixture
 def async_client(server: Server) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0, timeout=240)
+    return openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0, timeout=300)
 
 
 @pytest.fixture(scope="session")
 def http(server: Server):
     """Raw HTTP, for what an SDK hides."""
-    with httpx.Client(base_url=server.url, timeout=120) as raw:
+    with httpx.Client(base_url=server.url, timeout=300) as raw:
         yield raw
 
 
