@@ -84,8 +84,7 @@ async fn seeds_repeat_and_choices_differ_by_theirs() {
 #[tokio::test]
 async fn logprobs_have_the_chat_shape() {
     let answer =
-        chat(&with(ask("Say hello in French."), &json!({"logprobs": true, "top_logprobs": 3})))
-            .await;
+        chat(&with(ask("Say hello in French."), &json!({"logprobs": true, "top_logprobs": 3}))).await;
     let choice = &answer["choices"][0];
     assert!(choice["logprobs"]["refusal"].is_null());
     let tokens = choice["logprobs"]["content"].as_array().unwrap();

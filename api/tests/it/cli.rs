@@ -77,8 +77,7 @@ fn text(path: &Path) -> &str {
 /// The demo model's answer, chosen as `flags` say.
 fn generate(flags: &[&str]) -> Output {
     let model = model();
-    let fixed =
-        ["generate", &model, "Say hello in French.", "--max-tokens", "12", "--ctx-size", "256"];
+    let fixed = ["generate", &model, "Say hello in French.", "--max-tokens", "12", "--ctx-size", "256"];
     run(&[&fixed as &[&str], flags].concat())
 }
 

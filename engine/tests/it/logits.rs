@@ -8,7 +8,7 @@ use std::{
 };
 
 use m40llm_engine::{
-    BackendChoice, Engine, EngineConfig, Event, GenerateRequest, SamplingParams, TokenOut, KvType,
+    BackendChoice, Engine, EngineConfig, Event, GenerateRequest, KvType, SamplingParams, TokenOut,
 };
 use serde::Deserialize;
 
