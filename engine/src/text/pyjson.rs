@@ -14,13 +14,6 @@ pub(super) struct Style {
     pub(super) key_separator: String,
 }
 
-impl Default for Style {
-    fn default() -> Self {
-        let (item_separator, key_separator) = (", ".to_owned(), ": ".to_owned());
-        Self { ascii: false, sorted: false, indent: None, item_separator, key_separator }
-    }
-}
-
 /// An indent beyond this is no layout.
 const MAX_INDENT: usize = 64;
 
