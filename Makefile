@@ -15,7 +15,7 @@ ARGS ?=
 # The model's path: a file as it is, a name fetched first (the script's last line is the path).
 fetched = $$(if [ -f "$(1)" ]; then echo "$(1)"; else scripts/fetch-model.sh "$(1)" | tail -n 1; fi)
 
-.PHONY: help run test test-rust test-clients debug-binary test-full lint audit openapi bench bench-peer
+.PHONY: help run test test-rust test-clients debug-binary test-full test-ui lint audit openapi bench bench-peer
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 14
@@ -29,6 +29,7 @@ test: test-rust test-clients ## Everything that must hold: Rust, then the offici
 test-rust:
 	scripts/fetch-model.sh smollm2
 	scripts/fetch-model.sh qwen2.5-coder-0.5b
+	scripts/fetch-vocabs.sh
 	cargo test --workspace
 
 # The binary that `cargo test` has built for its own tests: no second debug build.
@@ -38,6 +39,9 @@ test-clients: debug-binary
 test-full: test-rust debug-binary ## As test, with larger counts and both models
 	tests/clients/run.sh $(DEBUG_BINARY) "$(call fetched,smollm2)" --full
 	tests/clients/run.sh $(DEBUG_BINARY) "$(call fetched,qwen2.5-coder-0.5b)" --full
+
+test-ui: debug-binary ## Swagger UI at /docs in headless Chromium, which this installs; pictures in target/ui
+	tests/ui/run.sh $(DEBUG_BINARY) "$(call fetched,smollm2)" $(CARGO_TARGET_DIR)/ui
 
 debug-binary:
 	cargo test --quiet --workspace --no-run

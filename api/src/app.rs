@@ -19,7 +19,6 @@ use axum::{
 };
 use m40llm_engine::{
     Engine,
-    gguf::Metadata,
     text::{ChatTemplate, PromptFormat, TextError},
 };
 use tokio::net::TcpListener;
@@ -105,10 +104,9 @@ impl AppState {
         }))
     }
 
-    /// Begins to serve. `metadata` is the model file's; chat templates are chosen from it here, once. A
-    /// second engine is ignored.
-    pub fn set_engine(&self, engine: Engine, metadata: &Metadata) {
-        let _ = self.0.model.set(Arc::new(Model::new(engine, metadata)));
+    /// Begins to serve. Chat templates are chosen here, once. A second engine is ignored.
+    pub fn set_engine(&self, engine: Engine) {
+        let _ = self.0.model.set(Arc::new(Model::new(engine)));
     }
 
     /// Refuses new work from now on; what was taken is finished.
@@ -121,7 +119,12 @@ impl AppState {
 
     /// Returns when no submitted work is unfinished.
     pub async fn idle(&self) {
-        while self.0.model.get().is_some_and(|model| model.engine.is_busy() && model.engine.failure().is_none()) {
+        while self
+            .0
+            .model
+            .get()
+            .is_some_and(|model| model.engine.is_busy() && model.engine.failure().is_none())
+        {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -188,8 +191,9 @@ const TEMPLATED: [PromptFormat; 4] =
     [PromptFormat::Auto, PromptFormat::Template, PromptFormat::Llama3Chat, PromptFormat::QwenChat];
 
 impl Model {
-    fn new(engine: Engine, metadata: &Metadata) -> Self {
-        let templates = TEMPLATED.map(|format| ChatTemplate::choose(format, metadata, engine.tokenizer()));
+    fn new(engine: Engine) -> Self {
+        let templates =
+            TEMPLATED.map(|format| ChatTemplate::choose(format, engine.metadata(), engine.tokenizer()));
         let info = engine.info();
         let fingerprint = fingerprint(&format!(
             "{}|{:?}|{}|{}|{}|{}",
@@ -214,7 +218,10 @@ impl Model {
     /// The template for messages, or a 400 that says why there is none.
     pub(crate) fn chat_template(&self, format: PromptFormat) -> Result<&ChatTemplate, ApiError> {
         self.template(format).map_err(|e| ApiError::invalid("messages", e))?.ok_or_else(|| {
-            ApiError::invalid("messages", "this server runs with the prompt format `raw`; use /v1/completions")
+            ApiError::invalid(
+                "messages",
+                "this server runs with the prompt format `raw`; use /v1/completions",
+            )
         })
     }
 }
@@ -229,8 +236,12 @@ fn fingerprint(text: &str) -> String {
 
 /// All routes with their layers.
 pub fn app(state: AppState) -> Router {
+    layered(routes::router(), state)
+}
+
+fn layered(router: Router<AppState>, state: AppState) -> Router {
     // The last layer is the outermost: ids and counts see every response, also those of CORS.
-    routes::router()
+    router
         .layer(middleware::from_fn(shape_rejections))
         .layer(CatchPanicLayer::custom(|_| panicked()))
         .layer(cors(&state.config().cors_origins))
@@ -334,6 +345,9 @@ pub async fn serve(
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt as _;
+    use tower::ServiceExt as _;
+
     use super::*;
 
     #[test]
@@ -362,6 +376,23 @@ mod tests {
         ] {
             assert!(!is_loopback(&HeaderValue::from_static(no)), "{no}");
         }
+    }
+
+    #[tokio::test]
+    async fn panics_are_500_with_our_body() {
+        async fn panicking() -> &'static str {
+            panic!("on purpose")
+        }
+        let router = Router::new().route("/panic", axum::routing::get(panicking));
+        let app = layered(router, AppState::loading(ServerConfig::new("m", 0)));
+        let request = axum::extract::Request::get("/panic").body(axum::body::Body::empty()).unwrap();
+        let response = app.oneshot(request).await.unwrap();
+        assert_eq!(response.status(), 500);
+        assert!(response.headers().contains_key("x-request-id"));
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!((&body["error"]["type"], &body["error"]["code"]), (&"server_error".into(), &().into()));
+        assert!(!body.to_string().contains("on purpose"), "{body}");
     }
 
     #[test]

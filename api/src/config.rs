@@ -40,7 +40,7 @@ pub(crate) struct ModelArgs {
     /// Longest one sequence may get, in tokens [default: the model's own, as far as memory allows]
     #[arg(long, value_name = "N", value_parser = ctx_size)]
     ctx_size: Option<usize>,
-    /// CPU threads [default: one per core]
+    /// CPU threads [default: one per core this process may use]
     #[arg(long, value_name = "N", value_parser = threads)]
     threads: Option<usize>,
     /// How keys and values are stored [default: f16]
@@ -67,7 +67,7 @@ pub(crate) struct ServeArgs {
     /// Most requests waiting for a place in the batch; one more is answered 503 [default: 256]
     #[arg(long, value_name = "N", value_parser = max_queue)]
     max_queue: Option<usize>,
-    /// How chat messages become a prompt, where a request does not say [default: auto]
+    /// How messages become a prompt: auto, raw, llama3-chat, qwen-chat or template [default: auto]
     #[arg(long, value_name = "FORMAT", value_parser = prompt_format)]
     prompt_format: Option<PromptFormat>,
     /// Pages that may call from a browser, comma-separated origins; * is any

@@ -28,9 +28,10 @@ pub struct ErrorDetail {
     #[schema(example = "invalid_request_error")]
     pub r#type: &'static str,
     /// The request's field at fault, such as `messages[0].content[1]`.
-    #[schema(example = "temperature")]
+    #[schema(example = "temperature", required)]
     pub param: Option<String>,
     /// For programs, such as `context_length_exceeded`, `model_not_found`, `overloaded`.
+    #[schema(required)]
     pub code: Option<&'static str>,
 }
 
@@ -78,7 +79,8 @@ impl ApiError {
 
     /// 404 for a model that is not the loaded one.
     pub fn model_not_found(asked: &str, served: &str) -> Self {
-        let message = format!("The model `{}` does not exist here; this server has `{served}`.", shorten(asked));
+        let message =
+            format!("The model `{}` does not exist here; this server has `{served}`.", shorten(asked));
         let mut error = Self::new(StatusCode::NOT_FOUND, INVALID, message);
         error.detail.param = Some("model".to_owned());
         error.detail.code = Some("model_not_found");
@@ -101,7 +103,9 @@ impl ApiError {
     /// What the engine did not take. `param` is the request's prompt field.
     pub fn submit(error: SubmitError, param: &str) -> Self {
         match error {
-            SubmitError::QueueFull(_) | SubmitError::Draining => Self::overloaded(format!("{error}; try again later")),
+            SubmitError::QueueFull(_) | SubmitError::Draining => {
+                Self::overloaded(format!("{error}; try again later"))
+            }
             SubmitError::ContextLength { prompt, requested, limit } => {
                 let message = format!(
                     "This model's maximum context length is {limit} tokens. However, you requested {requested} tokens \
@@ -156,18 +160,24 @@ impl IntoResponse for ApiError {
 
 /// Gives error responses that others made (axum's 404 and 405, layers, assets) our body. Their headers,
 /// `Allow` among them, stay.
-pub(crate) async fn shape_rejections(request: axum::extract::Request, next: axum::middleware::Next) -> Response {
+pub(crate) async fn shape_rejections(
+    request: axum::extract::Request,
+    next: axum::middleware::Next,
+) -> Response {
     let what = format!("{} {}", request.method(), shorten(request.uri().path()));
     let response = next.run(request).await;
     let status = response.status();
-    if !(status.is_client_error() || status.is_server_error()) || response.extensions().get::<Shaped>().is_some() {
+    if !(status.is_client_error() || status.is_server_error())
+        || response.extensions().get::<Shaped>().is_some()
+    {
         return response;
     }
     let error = match status {
         StatusCode::NOT_FOUND => ApiError::request(status, format!("There is no route {what}; see /docs.")),
-        StatusCode::METHOD_NOT_ALLOWED => {
-            ApiError::request(status, format!("{what}: this route does not take that method; see the Allow header."))
-        }
+        StatusCode::METHOD_NOT_ALLOWED => ApiError::request(
+            status,
+            format!("{what}: this route does not take that method; see the Allow header."),
+        ),
         StatusCode::PAYLOAD_TOO_LARGE => ApiError::too_large(),
         _ if status.is_client_error() => ApiError::request(status, format!("{what}: {status}")),
         _ => ApiError::new(status, SERVER, format!("{what}: {status}")),
@@ -195,8 +205,10 @@ mod tests {
 
     #[test]
     fn submit_errors_map_to_the_contract() {
-        let error =
-            ApiError::submit(SubmitError::ContextLength { prompt: 90, requested: 120, limit: 100 }, "messages");
+        let error = ApiError::submit(
+            SubmitError::ContextLength { prompt: 90, requested: 120, limit: 100 },
+            "messages",
+        );
         assert_eq!(error.status(), StatusCode::BAD_REQUEST);
         assert!(error.detail.message.contains("This model's maximum context length is 100 tokens"));
         assert_eq!(error.detail.code, Some("context_length_exceeded"));

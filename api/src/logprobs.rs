@@ -54,7 +54,12 @@ pub(crate) struct Offsets {
 impl Offsets {
     /// The completions shape of the prompt's tokens, whose text `prompt` is. Where the tokens say more
     /// than the text (BOS, a leading space), the encoder has put it in front.
-    pub(crate) fn prompt(&mut self, tokenizer: &Tokenizer, tokens: &[TokenOut], prompt: &str) -> CompletionLogprobs {
+    pub(crate) fn prompt(
+        &mut self,
+        tokenizer: &Tokenizer,
+        tokens: &[TokenOut],
+        prompt: &str,
+    ) -> CompletionLogprobs {
         let total: usize = tokens.iter().map(|t| width(tokenizer, t.id)).sum();
         let length = prompt.chars().count();
         let surplus = total.saturating_sub(length);
@@ -85,7 +90,11 @@ fn width(tokenizer: &Tokenizer, id: u32) -> usize {
     tokenizer.token_bytes(id).iter().filter(|&&byte| byte & 0xC0 != 0x80).count()
 }
 
-fn legacy(tokenizer: &Tokenizer, tokens: &[TokenOut], mut offset: impl FnMut(u32) -> usize) -> CompletionLogprobs {
+fn legacy(
+    tokenizer: &Tokenizer,
+    tokens: &[TokenOut],
+    mut offset: impl FnMut(u32) -> usize,
+) -> CompletionLogprobs {
     let mut out = CompletionLogprobs::default();
     for token in tokens {
         let name = text(tokenizer, token.id);

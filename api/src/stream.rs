@@ -101,7 +101,8 @@ impl Sequences {
 
     /// All sequences to their end, in the order of their requests. The first failure ends them all.
     pub(crate) async fn collect(mut self) -> Result<(Vec<Outcome>, Usage), ApiError> {
-        let empty = || Outcome { text: String::new(), tokens: vec![], prompt: vec![], reason: FinishReason::Stop };
+        let empty =
+            || Outcome { text: String::new(), tokens: vec![], prompt: vec![], reason: FinishReason::Stop };
         let mut outcomes: Vec<Outcome> = (0..self.count).map(|_| empty()).collect();
         while let Some((i, event)) = self.next().await {
             let outcome = &mut outcomes[i];

@@ -12,7 +12,10 @@ use std::{
 use tokio::sync::mpsc;
 
 use crate::{
-    backend::{Backend, Capacity, cpu::ReferenceBackend},
+    backend::{
+        Backend, Capacity,
+        cpu::{CpuBackend, CpuOptions, Isa, ReferenceBackend},
+    },
     config::{BackendChoice, EngineConfig},
     error::{EngineError, SubmitError},
     gguf::{Gguf, Metadata},
@@ -102,9 +105,11 @@ impl Engine {
         let threads =
             config.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
         match config.backend {
-            BackendChoice::Auto | BackendChoice::Cpu | BackendChoice::Reference => {
-                Self::load_on(path, config, ReferenceBackend::new(threads), progress)
+            BackendChoice::Auto | BackendChoice::Cpu => {
+                let backend = CpuBackend::new(CpuOptions { threads, isa: Isa::detect() })?;
+                Self::load_on(path, config, backend, progress)
             }
+            BackendChoice::Reference => Self::load_on(path, config, ReferenceBackend::new(threads), progress),
         }
     }
 

@@ -32,47 +32,15 @@ if ! cmp -s "$here/node/package-lock.json" "$here/node/node_modules/installed-lo
     cp "$here/node/package-lock.json" "$here/node/node_modules/installed-lock.json"
 fi
 
-work=$(mktemp -d)
-server=
-finish() {
-    status=$?
-    if [ -n "$server" ]; then
-        kill "$server" 2>/dev/null || true
-        wait "$server" 2>/dev/null || true
-    fi
-    if [ "$status" -ne 0 ] && [ -s "$work/server.log" ]; then
-        echo "--- the server's log, last 60 lines:"
-        tail -n 60 "$work/server.log"
-    fi
-    rm -rf "$work"
-    exit "$status"
-}
-trap finish EXIT
-
-port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-# An own state directory: keys of the user's would make every request a 401.
-export XDG_STATE_HOME=$work/state
 context=2048
-"$binary" run "$model" --addr "127.0.0.1:$port" --ctx-size "$context" >"$work/server.log" 2>&1 &
-server=$!
-for _ in $(seq 600); do
-    if python3 - "$port" 2>/dev/null <<'PY'; then break; fi
-import sys, urllib.request
-urllib.request.urlopen(f"http://127.0.0.1:{sys.argv[1]}/health", timeout=2)
-PY
-    if ! kill -0 "$server" 2>/dev/null; then
-        echo "the server ended before it served" >&2
-        server=
-        exit 1
-    fi
-    sleep 0.2
-done
+. "$here/server.sh"
+start_server "$binary" "$model" --ctx-size "$context"
 
-export TEST_URL=http://127.0.0.1:$port TEST_BINARY=$binary TEST_MODEL=$model TEST_CTX=$context TEST_FULL=$full
+export TEST_URL=$server_url TEST_BINARY=$binary TEST_MODEL=$model TEST_CTX=$context TEST_FULL=$full
 failed=0
 "$venv/bin/python" -m pytest "$here/python" -q --tb=short --durations=5 "$@" || failed=1
 (cd "$here/node" && npm test --silent) || failed=1
-if ! kill -0 "$server" 2>/dev/null; then
+if ! server_running; then
     echo "the server ended during the tests" >&2
     failed=1
 fi

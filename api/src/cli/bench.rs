@@ -126,18 +126,13 @@ pub(crate) fn execute(mut args: Args) -> anyhow::Result<()> {
     };
     let report = Report {
         device: info.backend.clone(),
-        model: name(&engine, &args.model),
+        model: args.model.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
         quant: info.quantization.clone(),
         copy_gb_per_s: bench.copy_gb_per_s,
         results: bench.all(&args)?,
     };
     let text = if args.json { serde_json::to_string(&report)? + "\n" } else { table(&report, &engine) };
     Ok(print(&text)?)
-}
-
-fn name(engine: &Engine, path: &Path) -> String {
-    let stem = || path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    engine.info().name.clone().unwrap_or_else(stem)
 }
 
 impl Args {
@@ -156,10 +151,11 @@ impl Args {
     }
 
     /// Tokens a decoding sequence may write: while later prompts are read, earlier sequences write
-    /// already, at one token a step, and a step reads at least a block of prompt tokens.
+    /// already, at one token a step, and a step reads at least a quarter of its 512 tokens from prompts.
+    /// The last addend covers tokens whose text is held back at first, as parts of one character.
     fn decode_limit(&self, batch: usize) -> usize {
         let steps_before = if batch == 1 { 0 } else { batch * self.depth.div_ceil(128) + batch };
-        self.decode + steps_before + 1
+        self.decode + steps_before + 16
     }
 }
 
@@ -246,18 +242,19 @@ impl Bench<'_> {
         self.engine.stats().steps
     }
 
-    /// Tokens `depth` to `depth + len` of each prompt: the time of the whole less that of its beginning.
+    /// Tokens `depth` to `depth + len` of each prompt: the time of the whole less that of its beginning,
+    /// and their part of the whole's steps, as one step may hold tokens of both.
     fn prompt(&self, batch: usize, len: usize) -> anyhow::Result<Sample> {
-        let (mut time, mut steps) = self.read_prompts(batch, self.depth + len)?;
+        let whole = self.depth + len;
+        let (mut time, steps) = self.read_prompts(batch, whole)?;
         if self.depth > 0 {
-            let (beginning, its_steps) = self.read_prompts(batch, self.depth)?;
+            let (beginning, _) = self.read_prompts(batch, self.depth)?;
             time = time.checked_sub(beginning).context(
                 "reading the beginning of the prompt took longer than the whole: the machine is too busy to measure",
             )?;
-            steps = steps.saturating_sub(its_steps);
         }
         let seconds = time.as_secs_f64();
-        let bytes = steps as f64 * self.traffic.weights as f64;
+        let bytes = steps as f64 * self.traffic.weights as f64 * len as f64 / whole as f64;
         Ok(Sample { tokens_per_s: (batch * len) as f64 / seconds, gb_per_s: bytes / seconds / 1e9 })
     }
 

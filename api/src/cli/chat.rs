@@ -38,7 +38,7 @@ In the conversation: /clear forgets it, /exit leaves, /help explains; Ctrl-C sto
 Examples:
   m40llm chat model.gguf
   m40llm chat model.gguf --temperature 0.7 --ctx-size 4096
-  echo \"What is the capital of France?\" | m40llm chat model.gguf --temperature 0")]
+  echo \"Why is the sky blue?\" | m40llm chat model.gguf --temperature 0")]
 pub(crate) struct Args {
     /// The model, a GGUF file (of a split one, the first part)
     #[arg(value_name = "MODEL.gguf")]
@@ -74,8 +74,9 @@ fn read(chat: &mut Chat) -> anyhow::Result<()> {
 
 /// Lines edited in the terminal; an answer that fails is told, and the conversation goes on.
 fn talk(chat: &mut Chat) -> anyhow::Result<()> {
-    signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::clone(&chat.interrupted))?;
     let mut editor = DefaultEditor::new()?;
+    // After the editor, which takes the signal for itself; this handler passes it on to the editor's.
+    signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::clone(&chat.interrupted))?;
     print("/help explains, /exit leaves.\n")?;
     loop {
         match editor.readline("> ") {
@@ -88,7 +89,8 @@ fn talk(chat: &mut Chat) -> anyhow::Result<()> {
                     Err(error) => eprintln!("{error:#}"),
                 }
             }
-            Err(ReadlineError::Interrupted) => {}
+            // A Ctrl-C that stopped an answer comes back from the editor, too, as a signal.
+            Err(ReadlineError::Interrupted | ReadlineError::Signal(_)) => {}
             Err(ReadlineError::Eof) => return Ok(()),
             Err(error) => return Err(error.into()),
         }

@@ -14,7 +14,7 @@ use super::{FinishReason, LogitBias, Stop, StreamOptions, Usage, int, number, ob
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(remote = "Self")]
 #[schema(example = json!({
-    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    "messages": [{"role": "user", "content": "Why is the sky blue?"}],
     "max_tokens": 32, "temperature": 0
 }))]
 pub struct ChatRequest {
@@ -24,30 +24,39 @@ pub struct ChatRequest {
     pub messages: Vec<ChatMessage>,
     /// Most tokens to generate; what the context leaves when absent. At least 1.
     #[serde(default, deserialize_with = "int")]
+    #[schema(minimum = 1)]
     pub max_tokens: Option<i64>,
     /// The same, and it wins when both come.
     #[serde(default, deserialize_with = "int")]
+    #[schema(minimum = 1)]
     pub max_completion_tokens: Option<i64>,
     /// Randomness, 0 to 2, 1 when absent. 0 always takes the most likely token.
     #[serde(default, deserialize_with = "number")]
+    #[schema(minimum = 0, maximum = 2)]
     pub temperature: Option<f64>,
-    /// Keep the fewest tokens that together reach this probability; above 0, at most 1.
+    /// Keep the fewest tokens that together reach this probability, 0 to 1; 0 is greedy.
     #[serde(default, deserialize_with = "number")]
+    #[schema(minimum = 0, maximum = 1)]
     pub top_p: Option<f64>,
     /// Keep the k most likely tokens; 0 or -1 keeps all, 1 is greedy.
     #[serde(default, deserialize_with = "int")]
+    #[schema(minimum = -1)]
     pub top_k: Option<i64>,
     /// Keep tokens at least this likely relative to the best, 0 to 1.
     #[serde(default, deserialize_with = "number")]
+    #[schema(minimum = 0, maximum = 1)]
     pub min_p: Option<f64>,
     /// Lowers tokens that were generated already, -2 to 2.
     #[serde(default, deserialize_with = "number")]
+    #[schema(minimum = -2, maximum = 2)]
     pub presence_penalty: Option<f64>,
     /// Lowers tokens by how often they were generated, -2 to 2.
     #[serde(default, deserialize_with = "number")]
+    #[schema(minimum = -2, maximum = 2)]
     pub frequency_penalty: Option<f64>,
     /// Divides the logits of tokens seen; above 0, 1 is off.
     #[serde(default, deserialize_with = "number")]
+    #[schema(exclusive_minimum = 0, maximum = 100)]
     pub repetition_penalty: Option<f64>,
     /// Token ids (as strings) to biases from -100 to 100, added to the logits.
     #[schema(value_type = Option<std::collections::BTreeMap<String, f64>>)]
@@ -59,6 +68,7 @@ pub struct ChatRequest {
     pub stop: Option<Stop>,
     /// How many choices, 1 to 128.
     #[serde(default, deserialize_with = "int")]
+    #[schema(minimum = 1, maximum = 128)]
     pub n: Option<i64>,
     /// Send chunks as server-sent events.
     pub stream: Option<bool>,
@@ -68,6 +78,7 @@ pub struct ChatRequest {
     pub logprobs: Option<bool>,
     /// So many alternatives for each token, 0 to 20; only with `logprobs: true`.
     #[serde(default, deserialize_with = "int")]
+    #[schema(minimum = 0, maximum = 20)]
     pub top_logprobs: Option<i64>,
     /// Tools that the model's chat template is told about.
     #[schema(value_type = Option<Vec<Tool>>)]
@@ -174,7 +185,7 @@ pub struct ContentPart {
     #[schema(example = "text")]
     pub r#type: String,
     /// The text.
-    #[schema(example = "What is the capital of France?")]
+    #[schema(example = "Why is the sky blue?")]
     pub text: Option<String>,
     /// An assistant's refusal, in parts of type `refusal`.
     pub refusal: Option<String>,
@@ -273,6 +284,7 @@ pub struct ChatChoice {
     /// What the model said.
     pub message: AssistantMessage,
     /// With `logprobs: true`.
+    #[schema(required)]
     pub logprobs: Option<ChatLogprobs>,
     /// Why it ended.
     pub finish_reason: FinishReason,
@@ -285,9 +297,11 @@ pub struct AssistantMessage {
     #[schema(example = "assistant")]
     pub role: &'static str,
     /// The text.
-    #[schema(example = "The capital of France is Paris.")]
+    #[schema(example = "Because air scatters blue light more than red.")]
+    #[schema(required)]
     pub content: Option<String>,
     /// Always null.
+    #[schema(required)]
     pub refusal: Option<String>,
 }
 
@@ -297,6 +311,7 @@ pub struct ChatLogprobs {
     /// One entry a token.
     pub content: Vec<ChatTokenLogprob>,
     /// Always null.
+    #[schema(required)]
     pub refusal: Option<Vec<ChatTokenLogprob>>,
 }
 
@@ -354,8 +369,10 @@ pub struct ChatChunkChoice<'a> {
     /// What is new.
     pub delta: Delta<'a>,
     /// Of the tokens that this chunk releases.
+    #[schema(required)]
     pub logprobs: Option<ChatLogprobs>,
     /// Null until the choice's last chunk.
+    #[schema(required)]
     pub finish_reason: Option<FinishReason>,
 }
 

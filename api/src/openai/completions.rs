@@ -19,30 +19,39 @@ pub struct CompletionRequest {
     pub prompt: Prompt,
     /// Most tokens to generate for each choice, 16 when absent; 0 only reads the prompt.
     #[serde(default, deserialize_with = "int")]
+    #[schema(minimum = 0)]
     pub max_tokens: Option<i64>,
     /// The same, and it wins when both come.
     #[serde(default, deserialize_with = "int")]
+    #[schema(minimum = 0)]
     pub max_completion_tokens: Option<i64>,
     /// Randomness, 0 to 2, 1 when absent. 0 always takes the most likely token.
     #[serde(default, deserialize_with = "number")]
+    #[schema(minimum = 0, maximum = 2)]
     pub temperature: Option<f64>,
-    /// Keep the fewest tokens that together reach this probability; above 0, at most 1.
+    /// Keep the fewest tokens that together reach this probability, 0 to 1; 0 is greedy.
     #[serde(default, deserialize_with = "number")]
+    #[schema(minimum = 0, maximum = 1)]
     pub top_p: Option<f64>,
     /// Keep the k most likely tokens; 0 or -1 keeps all, 1 is greedy.
     #[serde(default, deserialize_with = "int")]
+    #[schema(minimum = -1)]
     pub top_k: Option<i64>,
     /// Keep tokens at least this likely relative to the best, 0 to 1.
     #[serde(default, deserialize_with = "number")]
+    #[schema(minimum = 0, maximum = 1)]
     pub min_p: Option<f64>,
     /// Lowers tokens that were generated already, -2 to 2.
     #[serde(default, deserialize_with = "number")]
+    #[schema(minimum = -2, maximum = 2)]
     pub presence_penalty: Option<f64>,
     /// Lowers tokens by how often they were generated, -2 to 2.
     #[serde(default, deserialize_with = "number")]
+    #[schema(minimum = -2, maximum = 2)]
     pub frequency_penalty: Option<f64>,
     /// Divides the logits of tokens seen; above 0, 1 is off.
     #[serde(default, deserialize_with = "number")]
+    #[schema(exclusive_minimum = 0, maximum = 100)]
     pub repetition_penalty: Option<f64>,
     /// Token ids (as strings) to biases from -100 to 100, added to the logits.
     #[schema(value_type = Option<std::collections::BTreeMap<String, f64>>)]
@@ -55,9 +64,11 @@ pub struct CompletionRequest {
     pub stop: Option<Stop>,
     /// How many choices for each prompt, 1 to 128. Choice j of prompt i has the index i·n + j.
     #[serde(default, deserialize_with = "int")]
+    #[schema(minimum = 1, maximum = 128)]
     pub n: Option<i64>,
     /// Generate so many and return the `n` most likely per token; at least `n`, not with `stream`.
     #[serde(default, deserialize_with = "int")]
+    #[schema(minimum = 1, maximum = 128)]
     pub best_of: Option<i64>,
     /// Send chunks as server-sent events.
     pub stream: Option<bool>,
@@ -65,6 +76,7 @@ pub struct CompletionRequest {
     pub stream_options: Option<StreamOptions>,
     /// Return log-probabilities with so many alternatives, 0 to 20.
     #[serde(default, deserialize_with = "int")]
+    #[schema(minimum = 0, maximum = 20)]
     pub logprobs: Option<i64>,
     /// Put the prompt before the output; with `logprobs` its tokens are scored too.
     pub echo: Option<bool>,
@@ -170,7 +182,8 @@ impl<'de> Deserialize<'de> for TokenId {
                 f.write_str("a token id")
             }
             fn visit_u64<E: de::Error>(self, id: u64) -> Result<TokenId, E> {
-                let id = u32::try_from(id).map_err(|_| E::invalid_value(de::Unexpected::Unsigned(id), &self))?;
+                let id =
+                    u32::try_from(id).map_err(|_| E::invalid_value(de::Unexpected::Unsigned(id), &self))?;
                 Ok(TokenId(id))
             }
             fn visit_f64<E: de::Error>(self, id: f64) -> Result<TokenId, E> {
@@ -250,8 +263,10 @@ pub struct CompletionChoice {
     #[schema(example = " Paris.")]
     pub text: String,
     /// With `logprobs`.
+    #[schema(required)]
     pub logprobs: Option<CompletionLogprobs>,
     /// Why it ended; null in a stream until the choice's last chunk.
+    #[schema(required)]
     pub finish_reason: Option<FinishReason>,
 }
 

@@ -66,20 +66,31 @@ fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let refuse = |message: String| Err(ApiError::request(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
     let given = headers.get(header::CONTENT_TYPE).map_or("", |v| v.to_str().unwrap_or("?"));
     let essence = given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    let json = essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"));
+    let json =
+        essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"));
     if !json {
         let given = if given.is_empty() { "missing".to_owned() } else { format!("{:?}", shorten(given)) };
         return refuse(format!("The Content-Type is {given}; it must be application/json."));
     }
     match headers.get(header::CONTENT_ENCODING).map(|v| v.to_str().unwrap_or("?")) {
         None | Some("" | "identity") => Ok(()),
-        Some(other) => refuse(format!("The Content-Encoding {:?} is not supported; send plain JSON.", shorten(other))),
+        Some(other) => {
+            refuse(format!("The Content-Encoding {:?} is not supported; send plain JSON.", shorten(other)))
+        }
     }
 }
 
 /// The body's value, or a 400 with the path of the field at fault.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
-    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    // Checked here, as the parser passes over what it ignores.
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let at = error.valid_up_to();
+        ApiError::request(
+            StatusCode::BAD_REQUEST,
+            format!("The body is not valid JSON: byte {at} is not UTF-8."),
+        )
+    })?;
+    let mut deserializer = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
         explain(&path, error.inner())
@@ -151,9 +162,13 @@ mod tests {
         assert_eq!(chat("{}").as_deref(), Some("messages"));
         assert_eq!(chat(r#"{"messages":"x"}"#).as_deref(), Some("messages"));
         assert_eq!(chat(r#"{"messages":[{"content":"x"}]}"#).as_deref(), Some("messages[0].role"));
-        assert_eq!(chat(r#"{"messages":[{"role":"user","content":5}]}"#).as_deref(), Some("messages[0].content"));
         assert_eq!(
-            chat(r#"{"messages":[{"role":"user","content":[{"type":"text","text":"a"},{"type":7}]}]}"#).as_deref(),
+            chat(r#"{"messages":[{"role":"user","content":5}]}"#).as_deref(),
+            Some("messages[0].content")
+        );
+        assert_eq!(
+            chat(r#"{"messages":[{"role":"user","content":[{"type":"text","text":"a"},{"type":7}]}]}"#)
+                .as_deref(),
             Some("messages[0].content[1].type")
         );
         assert_eq!(chat(r#"{"messages":[["user","x"]]}"#).as_deref(), Some("messages[0]"));
@@ -194,14 +209,17 @@ mod tests {
         assert_eq!((request.max_tokens, request.max_completion_tokens), (Some(5), Some(6)));
         assert!(request.messages[0].content.is_none() && request.stop.is_none());
         let parts: ChatRequest =
-            parse(br#"{"messages":[{"role":"user","content":[{"type":"text","text":"a"}]}],"stop":"x"}"#).unwrap();
+            parse(br#"{"messages":[{"role":"user","content":[{"type":"text","text":"a"}]}],"stop":"x"}"#)
+                .unwrap();
         assert!(matches!(&parts.messages[0].content, Some(Content::Parts(parts)) if parts.len() == 1));
         assert_eq!(parts.stop.unwrap().0, ["x"]);
     }
 
     #[test]
     fn prompts_have_four_forms() {
-        let prompt = |json: &str| parse::<CompletionRequest>(format!("{{\"prompt\":{json}}}").as_bytes()).unwrap().prompt;
+        let prompt = |json: &str| {
+            parse::<CompletionRequest>(format!("{{\"prompt\":{json}}}").as_bytes()).unwrap().prompt
+        };
         assert_eq!(prompt("\"a\""), Prompt::Texts(vec!["a".into()]));
         assert_eq!(prompt(r#"["a","b"]"#), Prompt::Texts(vec!["a".into(), "b".into()]));
         assert_eq!(prompt("[1,2.0]"), Prompt::Tokens(vec![vec![1, 2]]));
@@ -229,6 +247,8 @@ mod tests {
         };
         assert!(check(Some("application/json")) && check(Some("Application/JSON; charset=utf-8")));
         assert!(check(Some("application/problem+json")));
-        assert!(!check(None) && !check(Some("text/plain")) && !check(Some("application/x-www-form-urlencoded")));
+        assert!(
+            !check(None) && !check(Some("text/plain")) && !check(Some("application/x-www-form-urlencoded"))
+        );
     }
 }

@@ -20,7 +20,9 @@ use crate::{
     logprobs,
     openai::{
         Usage,
-        chat::{AssistantMessage, ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatRequest, Delta},
+        chat::{
+            AssistantMessage, ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatRequest, Delta,
+        },
     },
     stream::{Frames, Framing, Sequences, Wire, respond},
     validate,

@@ -156,7 +156,11 @@ impl Wire for Pieces {
         }
         for index in 0..self.echoed.len() {
             if let Some(text) = self.echoed[index].take() {
-                self.push(vec![CompletionChoice { index, text, logprobs: None, finish_reason: None }], None, out);
+                self.push(
+                    vec![CompletionChoice { index, text, logprobs: None, finish_reason: None }],
+                    None,
+                    out,
+                );
             }
         }
     }
@@ -170,8 +174,8 @@ impl Wire for Pieces {
                 CompletionChoice { index, text, logprobs, finish_reason: None }
             }
             Event::Text { text, tokens } => {
-                let logprobs =
-                    (self.logprobs && !tokens.is_empty()).then(|| self.offsets[index].output(tokenizer, &tokens));
+                let logprobs = (self.logprobs && !tokens.is_empty())
+                    .then(|| self.offsets[index].output(tokenizer, &tokens));
                 if text.is_empty() && logprobs.is_none() {
                     return;
                 }

@@ -76,7 +76,8 @@ pub(super) async fn asset(Path(file): Path<String>) -> Response {
         Ok(Some(asset)) => {
             let content_type = HeaderValue::from_str(&asset.content_type)
                 .unwrap_or(HeaderValue::from_static("application/octet-stream"));
-            let mut response = ([(header::CONTENT_TYPE, content_type)], asset.bytes.into_owned()).into_response();
+            let mut response =
+                ([(header::CONTENT_TYPE, content_type)], asset.bytes.into_owned()).into_response();
             if asset.gzpipped {
                 response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
             }

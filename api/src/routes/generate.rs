@@ -26,24 +26,29 @@ use crate::{
 /// A prompt to answer. A `null` is the same as an absent field; unknown fields are ignored.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(remote = "Self")]
-#[schema(example = json!({"prompt": "What is the capital of France?", "max_tokens": 32, "temperature": 0}))]
+#[schema(example = json!({"prompt": "Why is the sky blue?", "max_tokens": 32, "temperature": 0}))]
 pub(super) struct NativeRequest {
     /// The prompt; not empty.
     prompt: String,
     /// Most tokens to generate; what the context leaves when absent, 0 only reads the prompt.
     #[serde(default, deserialize_with = "int")]
+    #[schema(minimum = 0)]
     max_tokens: Option<i64>,
     /// Randomness, 0 to 2, 1 when absent. 0 always takes the most likely token.
     #[serde(default, deserialize_with = "number")]
+    #[schema(minimum = 0, maximum = 2)]
     temperature: Option<f64>,
     /// Keep the k most likely tokens; 0 or -1 keeps all, 1 is greedy.
     #[serde(default, deserialize_with = "int")]
+    #[schema(minimum = -1)]
     top_k: Option<i64>,
-    /// Keep the fewest tokens that together reach this probability; above 0, at most 1.
+    /// Keep the fewest tokens that together reach this probability, 0 to 1; 0 is greedy.
     #[serde(default, deserialize_with = "number")]
+    #[schema(minimum = 0, maximum = 1)]
     top_p: Option<f64>,
     /// Keep tokens at least this likely relative to the best, 0 to 1.
     #[serde(default, deserialize_with = "number")]
+    #[schema(minimum = 0, maximum = 1)]
     min_p: Option<f64>,
     /// The same seed gives the same tokens.
     #[serde(default, deserialize_with = "seed")]
@@ -63,7 +68,7 @@ object_only!(NativeRequest);
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct NativeResponse {
     /// Generated text only, never the prompt.
-    #[schema(example = "The capital of France is Paris.")]
+    #[schema(example = "Because air scatters blue light more than red.")]
     output: String,
     /// Why it ended.
     finish_reason: FinishReason,
@@ -122,7 +127,8 @@ pub(super) async fn generate(
         return respond(sequences, Pieces { framing, reason: FinishReason::Stop }, framing).await;
     }
     let (outcomes, usage) = sequences.collect().await?;
-    let outcome = outcomes.into_iter().next().ok_or_else(|| ApiError::internal("The engine gave no output."))?;
+    let outcome =
+        outcomes.into_iter().next().ok_or_else(|| ApiError::internal("The engine gave no output."))?;
     let finish_reason = finish_reason(outcome.reason);
     Ok(Json(NativeResponse { output: outcome.text, finish_reason, usage }).into_response())
 }
@@ -135,7 +141,11 @@ fn accepts_sse(headers: &HeaderMap) -> bool {
 }
 
 /// Checks every field, renders the prompt and tokenises it.
-fn prepare(request: NativeRequest, model: &Model, config: &ServerConfig) -> Result<GenerateRequest, ApiError> {
+fn prepare(
+    request: NativeRequest,
+    model: &Model,
+    config: &ServerConfig,
+) -> Result<GenerateRequest, ApiError> {
     let tokenizer = model.engine.tokenizer();
     let sampling = Sampling {
         temperature: request.temperature,
@@ -148,7 +158,8 @@ fn prepare(request: NativeRequest, model: &Model, config: &ServerConfig) -> Resu
     .check(tokenizer.vocab_size())?;
     let max_tokens = validate::max_tokens(request.max_tokens, None, 0)?;
     let stop = validate::stop(request.stop)?;
-    let format = request.prompt_format.as_deref().map_or(Ok(config.prompt_format), validate::prompt_format)?;
+    let format =
+        request.prompt_format.as_deref().map_or(Ok(config.prompt_format), validate::prompt_format)?;
     if request.prompt.is_empty() {
         return Err(ApiError::invalid("prompt", "it must not be empty"));
     }
@@ -182,14 +193,21 @@ impl Wire for Pieces {
     }
 
     fn close(&mut self, usage: Usage, out: &mut Frames) {
-        out.push(&NativePiece { output: "", done: true, finish_reason: Some(self.reason), usage: Some(usage) });
+        out.push(&NativePiece {
+            output: "",
+            done: true,
+            finish_reason: Some(self.reason),
+            usage: Some(usage),
+        });
     }
 
     fn keep_alive(&self, out: &mut Frames) {
         match self.framing {
             Framing::Sse => out.comment("keep-alive"),
             // NDJSON has no comments; a piece without text changes nothing.
-            Framing::Ndjson => out.push(&NativePiece { output: "", done: false, finish_reason: None, usage: None }),
+            Framing::Ndjson => {
+                out.push(&NativePiece { output: "", done: false, finish_reason: None, usage: None });
+            }
         }
     }
 }
@@ -202,7 +220,8 @@ mod tests {
 
     #[test]
     fn sse_is_for_those_who_accept_it() {
-        let check = |value| accepts_sse(&HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(value))]));
+        let check =
+            |value| accepts_sse(&HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(value))]));
         assert!(check("text/event-stream") && check("application/json, Text/Event-Stream;q=0.9"));
         assert!(!check("*/*") && !check("application/json"));
         assert!(!accepts_sse(&HeaderMap::new()));

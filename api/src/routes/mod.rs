@@ -99,7 +99,12 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 
 /// Failures by status, name in the document, description, and whether `Retry-After` comes along.
 const FAILURES: &[(u16, &str, &str, bool)] = &[
-    (400, "BadRequest", "The body is not JSON, or a field is missing, of the wrong type or out of range; `param` names it. `context_length_exceeded`: the prompt, with `max_tokens` when given, is longer than the context.", false),
+    (
+        400,
+        "BadRequest",
+        "The body is not JSON, or a field is missing, of the wrong type or out of range; `param` names it. `context_length_exceeded`: the prompt, with `max_tokens` when given, is longer than the context.",
+        false,
+    ),
     (401, "Unauthorized", "The key is missing or not valid (`invalid_api_key`).", false),
     (403, "Forbidden", "The key lacks the scope (`insufficient_scope`).", false),
     (404, "NotFound", "`model` names a model that is not loaded (`model_not_found`).", false),
@@ -107,12 +112,16 @@ const FAILURES: &[(u16, &str, &str, bool)] = &[
     (415, "UnsupportedMediaType", "The body is not `application/json`.", false),
     (429, "RateLimited", "Over the key's requests or tokens per minute (`rate_limit_exceeded`).", true),
     (500, "InternalError", "The server failed on this request.", false),
-    (503, "Overloaded", "The queue is full, the model is loading, or the server is shutting down (`overloaded`).", true),
+    (
+        503,
+        "Overloaded",
+        "The queue is full, the model is loading, or the server is shutting down (`overloaded`).",
+        true,
+    ),
 ];
 
 fn failure(status: u16, description: &str, retry: bool) -> Response {
     let (kind, code) = match status {
-        400 => ("invalid_request_error", None),
         401 => ("invalid_request_error", Some("invalid_api_key")),
         403 => ("permission_error", Some("insufficient_scope")),
         404 => ("invalid_request_error", Some("model_not_found")),
@@ -121,7 +130,8 @@ fn failure(status: u16, description: &str, retry: bool) -> Response {
         503 => ("server_error", Some("overloaded")),
         _ => ("invalid_request_error", None),
     };
-    let example = serde_json::json!({"error": {"message": description, "type": kind, "param": null, "code": code}});
+    let example =
+        serde_json::json!({"error": {"message": description, "type": kind, "param": null, "code": code}});
     let content = ContentBuilder::new()
         .schema(Some(Ref::from_schema_name(ErrorBody::name())))
         .example(Some(example))

@@ -4,8 +4,8 @@ use m40llm_engine::GenerateRequest;
 use serde_json::Value as Json;
 
 use super::{
-    MAX_TOP_LOGPROBS, Sampling, choices, include_usage, integer, max_tokens, render, response_format, seed_of, stop,
-    tools,
+    MAX_TOP_LOGPROBS, Sampling, choices, include_usage, integer, max_tokens, render, response_format,
+    seed_of, stop, tools,
 };
 use crate::{
     app::{Model, ServerConfig},
@@ -42,7 +42,10 @@ pub(crate) fn chat(request: ChatRequest, model: &Model, config: &ServerConfig) -
     .check(tokenizer.vocab_size())?;
     let n = choices(request.n)?;
     if n > config.max_queue {
-        return Err(ApiError::invalid("n", format!("{n} choices are too many; the queue holds {}", config.max_queue)));
+        return Err(ApiError::invalid(
+            "n",
+            format!("{n} choices are too many; the queue holds {}", config.max_queue),
+        ));
     }
     let stream = request.stream.unwrap_or(false);
     let include_usage = include_usage(stream, request.stream_options)?;
@@ -81,7 +84,9 @@ fn logprobs(wanted: Option<bool>, top: Option<i64>) -> Result<Option<usize>, Api
     let top = integer("top_logprobs", top, 0..=MAX_TOP_LOGPROBS)?;
     match (wanted.unwrap_or(false), top) {
         (true, top) => Ok(Some(top.unwrap_or(0) as usize)),
-        (false, Some(1..)) => Err(ApiError::invalid("top_logprobs", "it is only allowed with `logprobs: true`")),
+        (false, Some(1..)) => {
+            Err(ApiError::invalid("top_logprobs", "it is only allowed with `logprobs: true`"))
+        }
         (false, _) => Ok(None),
     }
 }
@@ -94,9 +99,10 @@ fn tool_choice(choice: Option<&Json>) -> Result<(), ApiError> {
         Some(Json::String(choice)) if choice == "required" => {
             Err(ApiError::invalid("tool_choice", "`required` is not supported yet; use `auto` or `none`"))
         }
-        Some(Json::Object(_)) => {
-            Err(ApiError::invalid("tool_choice", "a named function is not supported yet; use `auto` or `none`"))
-        }
+        Some(Json::Object(_)) => Err(ApiError::invalid(
+            "tool_choice",
+            "a named function is not supported yet; use `auto` or `none`",
+        )),
         Some(other) => {
             let other = shorten(&other.to_string());
             Err(ApiError::invalid("tool_choice", format!("{other} is unknown; it must be `auto` or `none`")))
@@ -141,7 +147,12 @@ mod tests {
         for fine in [json!("auto"), json!("none"), json!(null)] {
             assert!(tool_choice(Some(&fine)).is_ok());
         }
-        for bad in [json!("required"), json!({"type": "function", "function": {"name": "f"}}), json!("any"), json!(1)] {
+        for bad in [
+            json!("required"),
+            json!({"type": "function", "function": {"name": "f"}}),
+            json!("any"),
+            json!(1),
+        ] {
             assert_eq!(param(tool_choice(Some(&bad))), "tool_choice");
         }
         assert_eq!(param(refuse_legacy_functions(Some(&json!([])), None)), "functions");

@@ -3,8 +3,8 @@
 use m40llm_engine::{GenerateRequest, text::Tokenizer};
 
 use super::{
-    MAX_CHOICES, MAX_TOP_LOGPROBS, Sampling, choices, include_usage, integer, max_tokens, response_format, seed_of,
-    stop, token_ids,
+    MAX_CHOICES, MAX_TOP_LOGPROBS, Sampling, choices, include_usage, integer, max_tokens, response_format,
+    seed_of, stop, token_ids,
 };
 use crate::{
     app::Model,
@@ -16,6 +16,7 @@ use crate::{
 const DEFAULT_MAX_TOKENS: usize = 16;
 
 /// A completion request, ready to run.
+#[expect(clippy::struct_excessive_bools, reason = "each is a field of the request, none excludes another")]
 pub(crate) struct CompletionJob {
     /// `best_of` for each prompt, prompt after prompt.
     pub(crate) requests: Vec<GenerateRequest>,
@@ -69,7 +70,11 @@ impl Source {
 }
 
 /// Checks every field and tokenises the prompts. `most` bounds the sequences of one request.
-pub(crate) fn completions(request: CompletionRequest, model: &Model, most: usize) -> Result<CompletionJob, ApiError> {
+pub(crate) fn completions(
+    request: CompletionRequest,
+    model: &Model,
+    most: usize,
+) -> Result<CompletionJob, ApiError> {
     let tokenizer = model.engine.tokenizer();
     let sampling = Sampling {
         temperature: request.temperature,
@@ -87,7 +92,7 @@ pub(crate) fn completions(request: CompletionRequest, model: &Model, most: usize
     let include_usage = include_usage(stream, request.stream_options)?;
     let n = choices(request.n)?;
     let best_of = best_of(request.best_of, n, stream)?;
-    let limit = max_tokens(request.max_tokens, request.max_completion_tokens, 0)?.unwrap_or(DEFAULT_MAX_TOKENS);
+    let limit = max_tokens(request.max_tokens, request.max_completion_tokens, 0)?;
     let stop = stop(request.stop)?;
     let logprobs = integer("logprobs", request.logprobs, 0..=MAX_TOP_LOGPROBS)?.map(|n| n as usize);
     response_format(request.response_format.as_ref())?;
@@ -109,6 +114,7 @@ pub(crate) fn completions(request: CompletionRequest, model: &Model, most: usize
     let mut requests = Vec::with_capacity(prompts.len() * best_of);
     for source in &prompts {
         let prompt = source.encode(tokenizer);
+        let limit = limit.unwrap_or_else(|| default_limit(prompt.len(), model.engine.info().ctx_size));
         for j in 0..best_of {
             let mut sampling = sampling.clone();
             sampling.seed = seed_of(sampling.seed, j);
@@ -124,7 +130,21 @@ pub(crate) fn completions(request: CompletionRequest, model: &Model, most: usize
             });
         }
     }
-    Ok(CompletionJob { requests, prompts, n, best_of, echo, stream, include_usage, logprobs: logprobs.is_some() })
+    Ok(CompletionJob {
+        requests,
+        prompts,
+        n,
+        best_of,
+        echo,
+        stream,
+        include_usage,
+        logprobs: logprobs.is_some(),
+    })
+}
+
+/// A limit that nobody asked for makes no prompt too long; a full context still has no room for a token.
+fn default_limit(prompt: usize, ctx_size: usize) -> usize {
+    DEFAULT_MAX_TOKENS.min(ctx_size.saturating_sub(prompt)).max(1)
 }
 
 fn best_of(best_of: Option<i64>, n: usize, stream: bool) -> Result<usize, ApiError> {
@@ -162,6 +182,15 @@ fn sources(prompt: Prompt, tokenizer: &Tokenizer) -> Result<Vec<Source>, ApiErro
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_default_limit_fits_the_context() {
+        assert_eq!(default_limit(100, 2048), 16);
+        assert_eq!(default_limit(2040, 2048), 8);
+        // One too many: the engine refuses it as too long.
+        assert_eq!(default_limit(2048, 2048), 1);
+        assert_eq!(default_limit(9999, 2048), 1);
+    }
 
     #[test]
     fn best_of_is_at_least_n() {

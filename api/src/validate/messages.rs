@@ -112,7 +112,10 @@ pub(crate) fn tools(tools: Option<Vec<Json>>) -> Result<Option<Vec<Json>>, ApiEr
         }
         let name = tool.get("function").and_then(|f| f.get("name")).and_then(Json::as_str);
         if name.is_none_or(str::is_empty) {
-            return Err(ApiError::invalid(format!("tools[{i}].function.name"), "it must be a string that is not empty"));
+            return Err(ApiError::invalid(
+                format!("tools[{i}].function.name"),
+                "it must be a string that is not empty",
+            ));
         }
     }
     Ok(Some(tools))

@@ -80,7 +80,10 @@ fn logit_bias(bias: &LogitBias, vocab: usize) -> Result<Vec<(u32, f32)>, ApiErro
                 let key = shorten(key);
                 ApiError::invalid(
                     "logit_bias",
-                    format!("{key:?} is not a token id; keys must be integers from 0 to {}", vocab.saturating_sub(1)),
+                    format!(
+                        "{key:?} is not a token id; keys must be integers from 0 to {}",
+                        vocab.saturating_sub(1)
+                    ),
                 )
             })?;
             Ok((id, float("logit_bias", Some(value), -100.0..=100.0, 0.0)?))
@@ -112,7 +115,11 @@ pub(crate) fn integer(
             if *range.end() == i64::from(u32::MAX) {
                 format!("{value} is out of range; it must be an integer of at least {}", range.start())
             } else {
-                format!("{value} is out of range; it must be an integer from {} to {}", range.start(), range.end())
+                format!(
+                    "{value} is out of range; it must be an integer from {} to {}",
+                    range.start(),
+                    range.end()
+                )
             },
         )),
         value => Ok(value),
@@ -146,7 +153,9 @@ pub(crate) fn stop(stop: Option<Stop>) -> Result<Vec<String>, ApiError> {
 /// Whether a stream reports its usage.
 fn include_usage(stream: bool, options: Option<StreamOptions>) -> Result<bool, ApiError> {
     match options {
-        Some(_) if !stream => Err(ApiError::invalid("stream_options", "it is only allowed with `stream: true`")),
+        Some(_) if !stream => {
+            Err(ApiError::invalid("stream_options", "it is only allowed with `stream: true`"))
+        }
         options => Ok(options.and_then(|o| o.include_usage).unwrap_or(false)),
     }
 }
@@ -177,12 +186,20 @@ fn seed_of(seed: Option<u64>, j: usize) -> Option<u64> {
 }
 
 /// Refuses ids that the model does not have. `name` makes the `param` of an index.
-pub(crate) fn token_ids(ids: &[u32], tokenizer: &Tokenizer, name: impl Fn(usize) -> String) -> Result<(), ApiError> {
+pub(crate) fn token_ids(
+    ids: &[u32],
+    tokenizer: &Tokenizer,
+    name: impl Fn(usize) -> String,
+) -> Result<(), ApiError> {
     let vocab = tokenizer.vocab_size();
     match ids.iter().position(|&id| id as usize >= vocab) {
         Some(i) => Err(ApiError::invalid(
             name(i),
-            format!("token id {} is out of range; the model has ids from 0 to {}", ids[i], vocab.saturating_sub(1)),
+            format!(
+                "token id {} is out of range; the model has ids from 0 to {}",
+                ids[i],
+                vocab.saturating_sub(1)
+            ),
         )),
         None => Ok(()),
     }
@@ -229,9 +246,18 @@ mod tests {
         assert_eq!(check(Sampling { top_p: Some(1.1), ..Sampling::default() }), "top_p");
         assert_eq!(check(Sampling { top_k: Some(-2), ..Sampling::default() }), "top_k");
         assert_eq!(check(Sampling { min_p: Some(-1.0), ..Sampling::default() }), "min_p");
-        assert_eq!(check(Sampling { presence_penalty: Some(3.0), ..Sampling::default() }), "presence_penalty");
-        assert_eq!(check(Sampling { frequency_penalty: Some(-3.0), ..Sampling::default() }), "frequency_penalty");
-        assert_eq!(check(Sampling { repetition_penalty: Some(0.0), ..Sampling::default() }), "repetition_penalty");
+        assert_eq!(
+            check(Sampling { presence_penalty: Some(3.0), ..Sampling::default() }),
+            "presence_penalty"
+        );
+        assert_eq!(
+            check(Sampling { frequency_penalty: Some(-3.0), ..Sampling::default() }),
+            "frequency_penalty"
+        );
+        assert_eq!(
+            check(Sampling { repetition_penalty: Some(0.0), ..Sampling::default() }),
+            "repetition_penalty"
+        );
         let bias = LogitBias::from([("10".to_owned(), 1.0)]);
         assert_eq!(check(Sampling { logit_bias: Some(&bias), ..Sampling::default() }), "logit_bias");
         let bias = LogitBias::from([("9".to_owned(), 100.5)]);

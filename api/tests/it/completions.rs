@@ -70,7 +70,8 @@ async fn echo_scores_the_prompt() {
     }
     assert!(logprobs["token_logprobs"][0].is_null() && logprobs["top_logprobs"][0].is_null());
     for i in 1..prompt.len() {
-        let (token, own) = (logprobs["tokens"][i].as_str().unwrap(), logprobs["token_logprobs"][i].as_f64().unwrap());
+        let (token, own) =
+            (logprobs["tokens"][i].as_str().unwrap(), logprobs["token_logprobs"][i].as_f64().unwrap());
         assert!((-9999.0..=0.0).contains(&own));
         assert_eq!(logprobs["top_logprobs"][i][token], own, "the token itself is among the best");
         let offset = logprobs["text_offset"][i].as_u64().unwrap() as usize;
@@ -96,7 +97,8 @@ async fn echo_and_output_follow_one_another() {
 #[tokio::test]
 async fn best_of_picks_the_likeliest() {
     let body = |extra: Value| {
-        let mut body = json!({"prompt": PROMPT, "max_tokens": 6, "temperature": 1.5, "seed": 11, "logprobs": 0});
+        let mut body =
+            json!({"prompt": PROMPT, "max_tokens": 6, "temperature": 1.5, "seed": 11, "logprobs": 0});
         for (key, value) in extra.as_object().unwrap() {
             body[key] = value.clone();
         }
@@ -112,7 +114,10 @@ async fn best_of_picks_the_likeliest() {
     let expected = choices.iter().max_by(|a, b| mean(a).total_cmp(&mean(b))).unwrap();
     assert_eq!(best["choices"].as_array().unwrap().len(), 1);
     assert_eq!(best["choices"][0]["text"], expected["text"]);
-    assert_eq!(best["usage"]["completion_tokens"], all["usage"]["completion_tokens"], "all that was generated");
+    assert_eq!(
+        best["usage"]["completion_tokens"], all["usage"]["completion_tokens"],
+        "all that was generated"
+    );
 }
 
 #[tokio::test]

@@ -117,7 +117,11 @@ async fn other_models_are_404() {
     }
     for path in ["/v1/models/gpt-4o", "/v1/models/owner/gpt-4o", "/v1/models/owner%2Fgpt-4o"] {
         let answer = get(&loading(), path).await;
-        assert_eq!((answer.status.as_u16(), &answer.error()["code"]), (404, &json!("model_not_found")), "{path}");
+        assert_eq!(
+            (answer.status.as_u16(), &answer.error()["code"]),
+            (404, &json!("model_not_found")),
+            "{path}"
+        );
     }
 }
 
@@ -136,13 +140,18 @@ async fn while_loading_work_is_503_and_the_rest_is_there() {
     ] {
         let answer = post(&app, path, &body).await;
         let error = answer.error();
-        assert_eq!((answer.status.as_u16(), &error["type"], &error["code"]), (503, &json!("server_error"), &json!("overloaded")));
+        assert_eq!(
+            (answer.status.as_u16(), &error["type"], &error["code"]),
+            (503, &json!("server_error"), &json!("overloaded"))
+        );
         let seconds: u64 = answer.header("retry-after").parse().unwrap();
         assert!((1..=60).contains(&seconds));
         assert_eq!(answer.header("x-should-retry"), "", "a retry helps");
     }
     assert_eq!(get(&app, "/v1/models").await.status, 503);
-    for path in ["/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-initializer.js", "/openapi.json", "/metrics"] {
+    for path in
+        ["/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-initializer.js", "/openapi.json", "/metrics"]
+    {
         assert_eq!(get(&app, path).await.status, 200, "{path}");
     }
 }

@@ -1,5 +1,10 @@
 //! The gateway's tests against `app()`, without sockets unless a test is about them.
 
+mod cli;
+#[path = "../../../engine/tests/it/support/mod.rs"]
+#[allow(dead_code, reason = "the engine's tests use the rest of it")]
+mod gguf_files;
+mod malformed;
 #[cfg(feature = "server")]
 mod support;
 

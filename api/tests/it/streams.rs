@@ -37,7 +37,8 @@ async fn chunks_have_openais_shape() {
         assert!(chunk.get("usage").is_none());
     }
     for index in 0..2 {
-        let mine: Vec<&Value> = chunks.iter().map(|c| &c["choices"][0]).filter(|c| c["index"] == index).collect();
+        let mine: Vec<&Value> =
+            chunks.iter().map(|c| &c["choices"][0]).filter(|c| c["index"] == index).collect();
         let (first, rest) = mine.split_first().unwrap();
         assert_eq!(first["delta"], json!({"role": "assistant", "content": ""}));
         let (last, middle) = rest.split_last().unwrap();
@@ -55,7 +56,8 @@ async fn streamed_text_is_the_whole_text() {
     let app = served();
     for fields in [json!({}), json!({"temperature": 1, "seed": 5}), json!({"stop": ["a", "the"]})] {
         let streamed = post(&app, "/v1/chat/completions", &chat(&fields)).await.events(true);
-        let text: String = streamed.iter().filter_map(|c| c["choices"][0]["delta"]["content"].as_str()).collect();
+        let text: String =
+            streamed.iter().filter_map(|c| c["choices"][0]["delta"]["content"].as_str()).collect();
         let mut body = chat(&fields);
         body["stream"] = json!(false);
         let whole = post(&app, "/v1/chat/completions", &body).await.json();
@@ -162,7 +164,10 @@ async fn clients_that_go_away_free_their_place() {
     // A whole answer that nobody waits for.
     let mut whole = long.clone();
     whole["stream"] = json!(false);
-    assert!(tokio::time::timeout(Duration::from_millis(300), send(&whole)).await.is_err(), "it should take longer");
+    assert!(
+        tokio::time::timeout(Duration::from_millis(300), send(&whole)).await.is_err(),
+        "it should take longer"
+    );
     // Neither is finished: 900 tokens each take longer than this test may.
     eventually("cancelled work goes on", || engine().stats().running == 0 || !engine().is_busy()).await;
     let after = engine().stats().generated_tokens;
@@ -183,9 +188,9 @@ async fn silence_is_filled_with_comments() {
     let mut config = state().config().clone();
     config.keep_alive = Duration::from_millis(1);
     let quiet = m40llm::AppState::loading(config);
-    let gguf = m40llm_engine::gguf::Gguf::open(&crate::support::model_path()).unwrap();
-    quiet.set_engine(engine().clone(), gguf.metadata());
-    let body = chat(&json!({"messages": [{"role": "user", "content": "word ".repeat(600)}], "max_tokens": 4}));
+    quiet.set_engine(engine().clone());
+    let body =
+        chat(&json!({"messages": [{"role": "user", "content": "word ".repeat(600)}], "max_tokens": 4}));
     let answer = post(&m40llm::app(quiet), "/v1/chat/completions", &body).await;
     assert_eq!(answer.status, 200);
     assert!(answer.body.contains(": keep-alive\n\n"), "a long prompt takes longer than a millisecond");

@@ -13,7 +13,7 @@ use axum::{
 };
 use http_body_util::BodyExt as _;
 use m40llm::{AppState, ServerConfig};
-use m40llm_engine::{Engine, EngineConfig, gguf::Gguf};
+use m40llm_engine::{Engine, EngineConfig};
 use serde_json::Value;
 use tower::ServiceExt as _;
 
@@ -78,7 +78,12 @@ pub(crate) async fn send(app: &Router, request: Request<Body>) -> Answer {
 }
 
 /// A request with these headers and this body.
-pub(crate) fn request(method: Method, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Request<Body> {
+pub(crate) fn request(
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: impl Into<Body>,
+) -> Request<Body> {
     let mut request = Request::builder().method(method).uri(path);
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -111,16 +116,17 @@ pub(crate) fn model_path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/smollm2-135m-instruct-q4_1.gguf")
 }
 
-static LOADED: LazyLock<(Engine, Gguf)> = LazyLock::new(|| {
+static LOADED: LazyLock<Engine> = LazyLock::new(|| {
     let path = model_path();
     assert!(path.exists(), "{} is missing: run scripts/fetch-model.sh smollm2", path.display());
-    let config = EngineConfig { ctx_size: Some(1024), max_batch: 8, max_queue: 64, ..EngineConfig::default() };
-    (Engine::load(&path, &config, |_| {}).unwrap(), Gguf::open(&path).unwrap())
+    let config =
+        EngineConfig { ctx_size: Some(1024), max_batch: 8, max_queue: 64, ..EngineConfig::default() };
+    Engine::load(&path, &config, |_| {}).unwrap()
 });
 
 /// The one engine of all tests.
 pub(crate) fn engine() -> &'static Engine {
-    &LOADED.0
+    &LOADED
 }
 
 /// A server's state over the one engine; each test has its own.
@@ -129,7 +135,7 @@ pub(crate) fn state() -> AppState {
     config.max_queue = 64;
     config.keep_alive = Duration::from_secs(15);
     let state = AppState::loading(config);
-    state.set_engine(LOADED.0.clone(), LOADED.1.metadata());
+    state.set_engine(LOADED.clone());
     state
 }
 

@@ -15,13 +15,9 @@ pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     assert_eq!(out.len() % dtype.block_len(), 0, "whole blocks of {}", dtype.name());
     assert_eq!(bytes.len(), dtype.row_bytes(out.len()), "bytes of {} weights of {}", out.len(), dtype.name());
     match dtype {
-        DType::F32 => blocks(bytes, out, |b: &[u8; 4], y: &mut [f32; 1]| y[0] = f32::from_le_bytes(*b)),
-        DType::F16 => {
-            blocks(bytes, out, |b: &[u8; 2], y: &mut [f32; 1]| y[0] = f16::from_le_bytes(*b).to_f32())
-        }
-        DType::BF16 => {
-            blocks(bytes, out, |b: &[u8; 2], y: &mut [f32; 1]| y[0] = bf16::from_le_bytes(*b).to_f32())
-        }
+        DType::F32 => blocks(bytes, out, |b: &[u8; 4], y| *y = [f32::from_le_bytes(*b)]),
+        DType::F16 => blocks(bytes, out, |b: &[u8; 2], y| *y = [f16::from_le_bytes(*b).to_f32()]),
+        DType::BF16 => blocks(bytes, out, |b: &[u8; 2], y| *y = [bf16::from_le_bytes(*b).to_f32()]),
         DType::Q4_0 => blocks(bytes, out, q4_0),
         DType::Q4_1 => blocks(bytes, out, q4_1),
         DType::Q5_0 => blocks(bytes, out, q5_0),

@@ -54,9 +54,10 @@ impl Tensor {
     /// When `bytes` is not as long as `dims` and `dtype` make it, or memory is short.
     pub fn from_bytes(name: &str, dims: &[usize], dtype: DType, bytes: &[u8]) -> Result<Self, GgufError> {
         let fail = |what: String| GgufError(format!("tensor {}: {what}", quoted(name)));
-        let rows = dims.iter().skip(1).product::<usize>();
         let cols = dims.first().copied().unwrap_or(0);
-        if cols == 0 || cols % dtype.block_len() != 0 || bytes.len() != rows * dtype.row_bytes(cols) {
+        let rows = dims.iter().skip(1).try_fold(1usize, |product, &dim| product.checked_mul(dim));
+        let len = rows.and_then(|rows| rows.checked_mul(dtype.row_bytes(cols)));
+        if cols == 0 || cols % dtype.block_len() != 0 || len != Some(bytes.len()) {
             return Err(fail(format!("{} bytes do not make {dims:?} of {}", bytes.len(), dtype.name())));
         }
         let map = MmapMut::map_anon(bytes.len()).and_then(|mut map| {

@@ -12,6 +12,8 @@ use super::{
 
 /// Where tensor data is aligned to when `general.alignment` is absent.
 const DEFAULT_ALIGNMENT: u64 = 32;
+/// Largest alignment that makes sense: a huge page.
+const MAX_ALIGNMENT: u64 = 2 << 20;
 /// Most dimensions of a tensor (`GGML_MAX_DIMS`).
 const MAX_DIMS: u32 = 4;
 /// A key, a type and a value of one byte: the least a key-value pair takes.
@@ -146,9 +148,9 @@ fn items<T, const N: usize>(
 
 fn alignment(metadata: &Metadata) -> Checked<u64> {
     let alignment = metadata.u64("general.alignment").map_err(|e| e.0)?.unwrap_or(DEFAULT_ALIGNMENT);
-    if alignment < 8 || !alignment.is_power_of_two() {
+    if !(8..=MAX_ALIGNMENT).contains(&alignment) || !alignment.is_power_of_two() {
         return Err(format!(
-            "metadata key \"general.alignment\" is {alignment} (a power of two, at least 8, is allowed)"
+            "metadata key \"general.alignment\" is {alignment} (powers of two from 8 to {MAX_ALIGNMENT} are allowed)"
         ));
     }
     Ok(alignment)
@@ -183,7 +185,7 @@ fn geometry(reader: &mut Reader<'_>) -> Checked<(Vec<usize>, DType, u64, u64)> {
     if dims.contains(&0) {
         return Err(format!("a dimension of {dims:?} is zero"));
     }
-    if dims[0] % dtype.block_len() as u64 != 0 {
+    if !dims[0].is_multiple_of(dtype.block_len() as u64) {
         return Err(format!(
             "rows of {} weights are no multiple of {}'s blocks of {}",
             dims[0],
@@ -210,7 +212,7 @@ fn place(
     let mut tensors = Vec::with_capacity(entries.len());
     for Entry { name, dims, dtype, bytes, offset } in entries {
         let fail = |what: String| Err(format!("tensor {}: {what}", quoted(&name)));
-        if offset % alignment != 0 {
+        if !offset.is_multiple_of(alignment) {
             return fail(format!("offset {offset} is no multiple of the alignment, {alignment}"));
         }
         let start = data.and_then(|data| data.checked_add(offset));

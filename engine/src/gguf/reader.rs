@@ -58,7 +58,7 @@ impl<'a> Reader<'a> {
     fn take(&mut self, len: usize) -> Checked<&'a [u8]> {
         if len > self.remaining() {
             return Err(format!(
-                "the file ends at byte {}, in the middle of {len} bytes from byte {} on",
+                "cut short: the file ends at byte {}, within {len} bytes from byte {} on",
                 self.bytes.len(),
                 self.position
             ));

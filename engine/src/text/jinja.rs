@@ -7,7 +7,8 @@
 use std::time::SystemTime;
 
 use minijinja::{
-    AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, Value, syntax::SyntaxConfig,
+    AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, Value,
+    syntax::SyntaxConfig,
     value::{Kwargs, ValueKind},
 };
 use minijinja_contrib::pycompat;
@@ -35,7 +36,8 @@ pub(super) fn environment(source: &str) -> Result<Environment<'static>, Error> {
     environment.add_function("strftime_now", |format: &str| clock::strftime(SystemTime::now(), format));
     environment.add_filter("tojson", to_json);
     // In Python strings can be iterated over and indexed, and templates test for that.
-    environment.add_test("iterable", |value: &Value| value.kind() == ValueKind::String || value.try_iter().is_ok());
+    environment
+        .add_test("iterable", |value: &Value| value.kind() == ValueKind::String || value.try_iter().is_ok());
     environment.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map)
     });

@@ -30,14 +30,27 @@ fn is_empty_list(value: Option<&Json>) -> bool {
 
 fn content(message: &mut Map<String, Json>, template: &str) -> Result<(), String> {
     let text = match message.get("content") {
-        // Templates that handle tool calls tell them by content that is none.
-        None | Some(Json::Null) if message.contains_key("tool_calls") && template.contains("tool_calls") => Json::Null,
+        None | Some(Json::Null) if message.contains_key("tool_calls") && tests_for_none(template) => {
+            Json::Null
+        }
         None | Some(Json::Null) => Json::String(String::new()),
         Some(Json::Array(parts)) => Json::String(joined(parts)?),
         Some(_) => return Ok(()),
     };
     message.insert("content".to_owned(), text);
     Ok(())
+}
+
+/// Some templates tell a message that calls tools by its content being none; to all others none is a
+/// value they were not written for.
+fn tests_for_none(template: &str) -> bool {
+    let tested = |words: &str| {
+        template.match_indices(words).any(|(at, _)| {
+            let before = template[..at].trim_end().trim_end_matches(['\'', '"', ']', ')']);
+            before.ends_with("content")
+        })
+    };
+    tested(" is none") || tested(" is not none")
 }
 
 /// The text of content parts, as one string.

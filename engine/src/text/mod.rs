@@ -4,7 +4,6 @@ mod bpe;
 mod clock;
 mod detokenizer;
 mod jinja;
-mod keys;
 mod messages;
 mod pretokenizer;
 mod pyjson;
@@ -19,6 +18,8 @@ pub use stop::{StopMatcher, StopOutcome};
 pub use template::{ChatTemplate, PromptFormat};
 pub use tokenizer::Tokenizer;
 
+use crate::gguf::GgufError;
+
 /// What is wrong with a tokenizer, a template or a rendering. One line.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum TextError {
@@ -31,4 +32,10 @@ pub enum TextError {
     /// A template called `raise_exception`, or failed on these messages: the caller's fault.
     #[error("the chat template refused the messages: {0}")]
     Rejected(String),
+}
+
+impl From<GgufError> for TextError {
+    fn from(error: GgufError) -> Self {
+        Self::Metadata(error.0)
+    }
 }

@@ -42,7 +42,9 @@ fn write(value: &Value, style: &Style, depth: usize, out: &mut String) -> Result
         ValueKind::String => string(value.as_str().unwrap_or_default(), style.ascii, out),
         ValueKind::Seq | ValueKind::Iterable => {
             let items: Vec<Value> = value.try_iter()?.collect();
-            block(items.len(), ['[', ']'], style, depth, out, |index, out| write(&items[index], style, depth + 1, out))?;
+            block(items.len(), ['[', ']'], style, depth, out, |index, out| {
+                write(&items[index], style, depth + 1, out)
+            })?;
         }
         ValueKind::Map => {
             let mut keys: Vec<Value> = value.try_iter()?.collect();

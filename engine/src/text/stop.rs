@@ -11,8 +11,10 @@
 #[derive(Debug)]
 pub struct StopMatcher {
     automata: Vec<Automaton>,
-    /// Text not handed out yet: the longest end of the stream that begins a stop string.
-    held: String,
+    /// The end of the stream. What lies before `start` was handed out and waits to be cleared away, so
+    /// that holding back much does not mean copying much on every push.
+    tail: String,
+    start: usize,
     stopped: bool,
 }
 
@@ -28,8 +30,9 @@ pub enum StopOutcome {
 impl StopMatcher {
     /// Empty strings are ignored.
     pub fn new(stops: &[String]) -> Self {
-        let automata = stops.iter().filter(|stop| !stop.is_empty()).map(|stop| Automaton::new(stop)).collect();
-        Self { automata, held: String::new(), stopped: false }
+        let automata =
+            stops.iter().filter(|stop| !stop.is_empty()).map(|stop| Automaton::new(stop)).collect();
+        Self { automata, tail: String::new(), start: 0, stopped: false }
     }
 
     /// Adds text. After a match every further push is `Stopped` with no text.
@@ -37,8 +40,8 @@ impl StopMatcher {
         if self.stopped {
             return StopOutcome::Stopped(String::new());
         }
-        let before = self.held.len();
-        self.held.push_str(text);
+        let before = self.tail.len();
+        self.tail.push_str(text);
         for (at, byte) in text.bytes().enumerate() {
             let mut matched = 0;
             for automaton in &mut self.automata {
@@ -48,24 +51,38 @@ impl StopMatcher {
             }
             if matched > 0 {
                 // Stop strings and text are whole UTF-8, so a match begins and ends between characters.
-                self.held.truncate(before + at + 1 - matched);
                 self.stopped = true;
-                return StopOutcome::Stopped(std::mem::take(&mut self.held));
+                let last = self.hand_out(before + at + 1 - matched);
+                self.finish();
+                return StopOutcome::Stopped(last);
             }
         }
         let keep = self.automata.iter().map(|automaton| automaton.state).max().unwrap_or(0);
-        let rest = self.held.split_off(self.held.len() - keep);
-        StopOutcome::Text(std::mem::replace(&mut self.held, rest))
+        StopOutcome::Text(self.hand_out(self.tail.len() - keep))
     }
 
     /// What was held back, at the end of the stream.
     pub fn finish(&mut self) -> String {
-        std::mem::take(&mut self.held)
+        let rest = self.tail.split_off(self.start);
+        self.tail.clear();
+        self.start = 0;
+        rest
     }
 
     /// Bytes held back now.
     pub fn held(&self) -> usize {
-        self.held.len()
+        self.tail.len() - self.start
+    }
+
+    /// Everything up to `end` that was not handed out before.
+    fn hand_out(&mut self, end: usize) -> String {
+        let text = self.tail[self.start..end].to_owned();
+        self.start = end;
+        if self.start > self.tail.len() / 2 {
+            self.tail.drain(..self.start);
+            self.start = 0;
+        }
+        text
     }
 }
 

@@ -3,7 +3,7 @@
 use minijinja::{Environment, Error, ErrorKind, Value};
 use serde_json::Value as Json;
 
-use super::{TextError, Tokenizer, jinja, keys, messages, pretokenizer::Pre};
+use super::{TextError, Tokenizer, jinja, messages, pretokenizer::Pre};
 use crate::gguf::{self, Metadata};
 
 /// `--prompt-format`.
@@ -64,7 +64,8 @@ struct Compiled {
 
 impl Compiled {
     fn new(source: &str) -> Result<Self, TextError> {
-        let environment = jinja::environment(source).map_err(|error| TextError::Template(one_line(&error)))?;
+        let environment =
+            jinja::environment(source).map_err(|error| TextError::Template(one_line(&error)))?;
         Ok(Self { environment, source: source.to_owned() })
     }
 }
@@ -74,20 +75,26 @@ impl ChatTemplate {
     ///
     /// `Auto` takes the model's own template; without one, Llama 3's for its tokenizer and `ChatML` for
     /// vocabularies with `<|im_start|>`. A template that does not compile is an error, never replaced.
-    pub fn choose(format: PromptFormat, metadata: &Metadata, tokenizer: &Tokenizer) -> Result<Option<Self>, TextError> {
+    pub fn choose(
+        format: PromptFormat,
+        metadata: &Metadata,
+        tokenizer: &Tokenizer,
+    ) -> Result<Option<Self>, TextError> {
         let own = own_source(metadata)?;
         let source = match format {
             PromptFormat::Raw => return Ok(None),
             PromptFormat::Llama3Chat => LLAMA3,
             PromptFormat::QwenChat => CHATML,
-            PromptFormat::Template => own.ok_or_else(|| no_template("choose raw, llama3-chat or qwen-chat"))?,
+            PromptFormat::Template => {
+                own.ok_or_else(|| no_template("choose raw, llama3-chat or qwen-chat"))?
+            }
             PromptFormat::Auto => match own {
                 Some(own) => own,
                 None => guess(metadata)?,
             },
         };
         let is_own = own == Some(source);
-        let with_tools = match keys::str(metadata, TOOL_TEMPLATE)? {
+        let with_tools = match metadata.str(TOOL_TEMPLATE)? {
             Some(tools) if is_own => Some(Compiled::new(tools)?),
             _ => None,
         };
@@ -116,7 +123,7 @@ impl ChatTemplate {
     /// What clients may write in several ways is brought into the one that templates expect: text parts
     /// are joined, `arguments` strings that hold a JSON object are parsed (keys stay in order), empty
     /// `tool_calls` go, `developer` is `system` where the template does not know it, and absent content
-    /// is empty, unless the message calls tools and the template may look at that.
+    /// is empty, unless the message calls tools and the template tests content for being none.
     pub fn render(
         &self,
         messages: &[Json],
@@ -143,7 +150,9 @@ impl ChatTemplate {
         ];
         context.extend(extra.into_iter().flatten().map(|(key, json)| (key.as_str(), jinja::value(json))));
         let template = compiled.environment.get_template(jinja::NAME);
-        template.and_then(|template| template.render(Value::from_pairs(context))).map_err(|error| refusal(&error))
+        template
+            .and_then(|template| template.render(Value::from_pairs(context)))
+            .map_err(|error| refusal(&error))
     }
 
     /// True when `prompt` already holds the template's markers (`<|im_start|>`, `<|start_header_id|>`, …).
@@ -163,13 +172,14 @@ fn own_source(metadata: &Metadata) -> Result<Option<&str>, TextError> {
         // A list of one is a template; longer ones do not say which is which.
         Some(gguf::Value::Strings(list)) if list.len() == 1 => Some(list[0].as_str()),
         Some(gguf::Value::Strings(list)) => {
-            let what = format!("{TEMPLATE} is a list of {}; supported is a string or a list of one", list.len());
+            let what =
+                format!("{TEMPLATE} is a list of {}; supported is a string or a list of one", list.len());
             return Err(TextError::Metadata(what));
         }
-        _ => keys::str(metadata, TEMPLATE)?,
+        _ => metadata.str(TEMPLATE)?,
     };
     let source = match source {
-        None => keys::str(metadata, "tokenizer.chat_template.default")?,
+        None => metadata.str("tokenizer.chat_template.default")?,
         some => some,
     };
     Ok(source.filter(|source| !source.trim().is_empty()))
@@ -177,15 +187,17 @@ fn own_source(metadata: &Metadata) -> Result<Option<&str>, TextError> {
 
 /// One of ours, by the vocabulary.
 fn guess(metadata: &Metadata) -> Result<&'static str, TextError> {
-    let byte_level = keys::str(metadata, "tokenizer.ggml.model")? == Some("gpt2");
-    let pre = keys::str(metadata, "tokenizer.ggml.pre")?.and_then(Pre::named);
-    let tokens = keys::strings(metadata, "tokenizer.ggml.tokens")?.unwrap_or_default();
+    let byte_level = metadata.str("tokenizer.ggml.model")? == Some("gpt2");
+    let pre = metadata.str("tokenizer.ggml.pre")?.and_then(Pre::named);
+    let tokens = metadata.strings("tokenizer.ggml.tokens")?.unwrap_or_default();
     if byte_level && pre == Some(Pre::Llama3) {
         Ok(LLAMA3)
     } else if tokens.iter().any(|token| token == "<|im_start|>") {
         Ok(CHATML)
     } else {
-        Err(no_template("and its vocabulary is neither Llama 3's nor ChatML's: choose raw, llama3-chat or qwen-chat"))
+        Err(no_template(
+            "and its vocabulary is neither Llama 3's nor ChatML's: choose raw, llama3-chat or qwen-chat",
+        ))
     }
 }
 

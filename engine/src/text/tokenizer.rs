@@ -7,7 +7,6 @@ use aho_corasick::{AhoCorasick, MatchKind};
 use super::{
     TextError,
     bpe::Bpe,
-    keys,
     pretokenizer::Pre,
     spm::Spm,
     vocab::{Kind, Spelling, TOKENS, Vocab, named_byte, tokens},
@@ -47,7 +46,7 @@ impl Tokenizer {
     /// error for an unknown `tokenizer.ggml.pre` lists) and `llama` (SentencePiece). Anything else, and
     /// any array, id or merge that does not fit the vocabulary, is an error that names its key.
     pub fn from_metadata(metadata: &Metadata) -> Result<Self, TextError> {
-        match keys::str(metadata, MODEL)? {
+        match metadata.str(MODEL)? {
             Some("gpt2") => Self::byte_level(metadata),
             Some("llama") => Self::sentence_piece(metadata),
             Some(other) => Err(TextError::Metadata(format!(
@@ -59,12 +58,13 @@ impl Tokenizer {
 
     fn byte_level(metadata: &Metadata) -> Result<Self, TextError> {
         // Files older than the key were all made for the same expressions.
-        let name = keys::str(metadata, PRE)?.unwrap_or("default");
+        let name = metadata.str(PRE)?.unwrap_or("default");
         let pre = Pre::named(name).ok_or_else(|| {
             TextError::Metadata(format!("{PRE} is {name:?}; supported are {}", Pre::supported()))
         })?;
         let vocab = Vocab::from_metadata(metadata, Spelling::ByteLevel)?;
-        let merges = keys::strings(metadata, MERGES)?
+        let merges = metadata
+            .strings(MERGES)?
             .ok_or_else(|| TextError::Metadata(format!("{MERGES} is missing, which {MODEL} gpt2 needs")))?;
         let texts = tokens(metadata)?;
         let (ordinary, reserved) = split_ordinary(texts, &vocab);
@@ -76,7 +76,8 @@ impl Tokenizer {
     fn sentence_piece(metadata: &Metadata) -> Result<Self, TextError> {
         let vocab = Vocab::from_metadata(metadata, Spelling::SentencePiece)?;
         let texts = tokens(metadata)?;
-        let scores = keys::f64s(metadata, SCORES)?
+        let scores = metadata
+            .f64s(SCORES)?
             .ok_or_else(|| TextError::Metadata(format!("{SCORES} is missing, which {MODEL} llama needs")))?;
         if scores.len() != texts.len() {
             let what = format!("{SCORES} has {} entries, {TOKENS} has {}", scores.len(), texts.len());
@@ -109,7 +110,7 @@ impl Tokenizer {
         default_bos: bool,
         default_prefix: bool,
     ) -> Result<Self, TextError> {
-        let flag = |name: &str| keys::bool(metadata, &format!("tokenizer.ggml.{name}"));
+        let flag = |name: &str| metadata.bool(&format!("tokenizer.ggml.{name}"));
         let add_bos = flag("add_bos_token")?;
         let add_eos = flag("add_eos_token")?;
         for (wanted, id, name) in [(add_bos, vocab.bos, "bos"), (add_eos, vocab.eos, "eos")] {
@@ -120,7 +121,8 @@ impl Tokenizer {
             }
         }
         // The prefix is part of SentencePiece; byte-level files carry the key without meaning it.
-        let prefix = matches!(encoder, Encoder::Spm(_)) && flag("add_space_prefix")?.unwrap_or(default_prefix);
+        let prefix =
+            matches!(encoder, Encoder::Spm(_)) && flag("add_space_prefix")?.unwrap_or(default_prefix);
         let specials = |kinds: &[Kind]| Specials::new(tokens(metadata)?, &vocab, kinds);
         Ok(Self {
             add_bos: add_bos.unwrap_or(default_bos),

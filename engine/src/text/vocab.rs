@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use super::{TextError, bpe, keys};
+use super::{TextError, bpe};
 use crate::gguf::Metadata;
 
 pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
@@ -50,7 +50,7 @@ pub(super) struct Vocab {
 }
 
 /// Tokens that end a turn or the text in the models that have them, whatever the file says of them.
-const END_OF_GENERATION: [&str; 25] = [
+const END_OF_GENERATION: [&str; 22] = [
     "<|eot_id|>",
     "<|im_end|>",
     "<|end|>",
@@ -69,13 +69,25 @@ const END_OF_GENERATION: [&str; 25] = [
     "<|end_of_text|>",
     "<end_of_utterance>",
     "<eos>",
+    "<turn|>",
+    "<|tool_response>",
     "<｜end▁of▁sentence｜>",
-    // Fill-in-the-middle: padding, the next repository, the next file.
+    "[e~[",
+];
+
+/// Control tokens after which code models have nothing more to say: padding, the next repository, the
+/// next file.
+const END_OF_CODE: [&str; 11] = [
     "<|fim_pad|>",
     "<fim-pad>",
     "<fim_pad>",
-    "<|repo_name|>",
+    "<PAD>",
+    "[PAD]",
     "<|fim_repo|>",
+    "<|repo_name|>",
+    "<fim-repo>",
+    "<REPO>",
+    "<reponame>",
     "<|file_sep|>",
 ];
 
@@ -88,7 +100,7 @@ impl Vocab {
         let mut ends = Vec::with_capacity(tokens.len());
         let mut end_of_generation = HashSet::new();
         for (id, token) in tokens.iter().enumerate() {
-            if END_OF_GENERATION.contains(&token.as_str()) {
+            if ends_generation(token, kinds[id]) {
                 kinds[id] = Kind::Control;
                 end_of_generation.insert(id as u32);
             }
@@ -97,7 +109,8 @@ impl Vocab {
             ends.push(bytes.len());
         }
         // SentencePiece models of the llama family number these the same way.
-        let default = |id: u32| (spelling == Spelling::SentencePiece && (id as usize) < tokens.len()).then_some(id);
+        let default =
+            |id: u32| (spelling == Spelling::SentencePiece && (id as usize) < tokens.len()).then_some(id);
         let special = |name: &str| special_id(metadata, name, tokens.len());
         let bos = special("bos")?.or(default(1));
         let eos = special("eos")?.or(default(2));
@@ -131,13 +144,14 @@ impl Vocab {
 
 /// The tokens as the file spells them, at least one.
 pub(super) fn tokens(metadata: &Metadata) -> Result<&[String], TextError> {
-    keys::strings(metadata, TOKENS)?
+    metadata
+        .strings(TOKENS)?
         .filter(|tokens| !tokens.is_empty() && tokens.len() < u32::MAX as usize)
         .ok_or_else(|| TextError::Metadata(format!("{TOKENS} is missing or empty: there is no vocabulary")))
 }
 
 fn kinds(metadata: &Metadata, tokens: usize) -> Result<Vec<Kind>, TextError> {
-    let Some(types) = keys::u64s(metadata, TYPES)? else { return Ok(vec![Kind::Normal; tokens]) };
+    let Some(types) = metadata.u64s(TYPES)? else { return Ok(vec![Kind::Normal; tokens]) };
     if types.len() != tokens {
         let what = format!("{TYPES} has {} entries, {TOKENS} has {tokens}", types.len());
         return Err(TextError::Metadata(what));
@@ -157,7 +171,7 @@ fn kinds(metadata: &Metadata, tokens: usize) -> Result<Vec<Kind>, TextError> {
 
 fn special_id(metadata: &Metadata, name: &str, tokens: usize) -> Result<Option<u32>, TextError> {
     let key = format!("tokenizer.ggml.{name}_token_id");
-    match keys::u64(metadata, &key)? {
+    match metadata.u64(&key)? {
         Some(id) if id >= tokens as u64 => {
             Err(TextError::Metadata(format!("{key} is {id}, but {TOKENS} has {tokens} entries")))
         }
@@ -165,11 +179,19 @@ fn special_id(metadata: &Metadata, name: &str, tokens: usize) -> Result<Option<u
     }
 }
 
+fn ends_generation(token: &str, kind: Kind) -> bool {
+    // In some vocabularies `</s>` is a piece of HTML like any other.
+    let html = token == "</s>" && kind == Kind::Normal;
+    (END_OF_GENERATION.contains(&token) && !html) || (END_OF_CODE.contains(&token) && kind == Kind::Control)
+}
+
 fn token_bytes(token: &str, kind: Kind, spelling: Spelling, bytes: &mut Vec<u8>) -> Result<(), String> {
     match (kind, spelling) {
         (Kind::Unused, _) => {}
         (Kind::Control | Kind::Unknown | Kind::UserDefined, _) => bytes.extend_from_slice(token.as_bytes()),
-        (Kind::Byte, _) => bytes.push(named_byte(token).ok_or_else(|| format!("is {token:?}, not <0x00> to <0xFF>"))?),
+        (Kind::Byte, _) => {
+            bytes.push(named_byte(token).ok_or_else(|| format!("is {token:?}, not <0x00> to <0xFF>"))?)
+        }
         (_, Spelling::ByteLevel) => bpe::spelt_bytes(token, bytes),
         (_, Spelling::SentencePiece) => bytes.extend_from_slice(token.replace('▁', " ").as_bytes()),
     }

@@ -1,4 +1,13 @@
 //! Integration tests of the engine: one binary, one module a subject.
 
+mod cpu_backend;
+mod detokenizer;
 mod engine;
+mod gguf;
+mod logits;
 mod matmul;
+mod stop;
+mod support;
+mod template;
+mod tokenizer;
+mod vocabularies;

@@ -24,7 +24,7 @@ async function streamedText(stream) {
 /** The sum of the gauges of running sequences. */
 async function running() {
   const text = await (await fetch(`${url}/metrics`)).text();
-  const lines = text.split('\n').filter((line) => /^m40llm_\w*running\w*[ {]/.test(line));
+  const lines = text.split('\n').filter((line) => /^m40llm_sequences_running[ {]/.test(line));
   assert.ok(lines.length > 0, `no gauge of running sequences in:\n${text}`);
   return lines.reduce((sum, line) => sum + Number(line.split(' ').at(-1)), 0);
 }

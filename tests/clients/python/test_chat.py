@@ -204,8 +204,9 @@ def test_accepted_messages(client, messages):
 
 
 def test_text_parts_are_joined_and_developer_is_system(client):
-    parts = [{"role": "user", "content": [{"type": "text", "text": "Say "}, {"type": "text", "text": "hello."}]}]
-    assert ask(client, parts).choices[0].message.content == ask(client).choices[0].message.content
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Say"}, {"type": "text", "text": "hello."}]}]
+    joined = [{"role": "user", "content": "Say\nhello."}]
+    assert ask(client, parts).choices[0].message.content == ask(client, joined).choices[0].message.content
     texts = [
         ask(client, [{"role": role, "content": "You are a pirate."}, *HELLO]).choices[0].message.content
         for role in ("developer", "system")

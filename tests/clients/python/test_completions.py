@@ -29,6 +29,16 @@ def test_max_tokens_defaults_to_16(client):
     assert answer.choices[0].finish_reason == "length"
 
 
+def test_the_default_limit_never_makes_a_prompt_too_long(http, server):
+    (token,) = http.post("/tokenize", json={"content": " cat"}).json()["tokens"]
+    answer = http.post("/v1/completions", json={"prompt": [token] * (server.ctx - 4), "temperature": 0})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["completion_tokens"] <= 4
+    answer = http.post("/v1/completions", json={"prompt": [token] * server.ctx})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+
 def test_stream_chunks_byte_by_byte(http, greedy, server):
     body = {"prompt": COUNT, "max_tokens": 9, "temperature": 0, "stream_options": {"include_usage": True}}
     answer, raw = stream(http, "/v1/completions", body)

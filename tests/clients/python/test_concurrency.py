@@ -20,8 +20,8 @@ PROMPTS = [
     "SELECT name FROM users WHERE",
     "The quick brown fox jumps over the lazy dog. " * 6,
 ]
-RUNNING = r"m40llm_.*running\w*"
-WAITING = r"m40llm_.*(waiting|queued)\w*"
+RUNNING = "m40llm_sequences_running"
+WAITING = "m40llm_sequences_waiting"
 
 
 async def streamed(client, prompt: str, max_tokens: int, **more) -> str:

@@ -52,13 +52,13 @@ def check_usage(usage: dict, *, prompt: int | None = None, completion: int | Non
         assert usage["completion_tokens"] == completion
 
 
-def gauge(http: httpx.Client, name_pattern: str) -> float:
-    """The sum of the samples of /metrics whose name matches the pattern; fails when there is none."""
+def gauge(http: httpx.Client, name: str) -> float:
+    """The sum over the labels of a metric of /metrics; fails when there is none."""
     text = http.get("/metrics").text
     found = [
         float(line.rsplit(" ", 1)[1])
         for line in text.splitlines()
-        if not line.startswith("#") and re.match(name_pattern + r"(\{|\s)", line)
+        if not line.startswith("#") and re.split(r"[{ ]", line)[0] == name
     ]
-    assert found, f"no metric {name_pattern} in:\n{text}"
+    assert found, f"no metric {name} in:\n{text}"
     return sum(found)

@@ -1,5 +1,10 @@
 //! What happens to one token at a time: RMSNorm, and a query's, key's or value's last steps.
 
+#![allow(
+    clippy::inline_always,
+    reason = "vector code must unfold into the function compiled for its instruction set"
+)]
+
 use super::simd::{Simd, Task};
 use crate::backend::RopeStyle;
 
@@ -43,7 +48,7 @@ fn rms_scale<S: Simd>(s: S, x: &[f32], epsilon: f32) -> f32 {
 /// The last steps of one token's query or key heads, in place: bias, RMSNorm of each head, `RoPE`.
 pub(super) struct Heads<'a> {
     /// `[heads * head_dim]`
-    pub(super) heads: &'a mut [f32],
+    pub(super) rows: &'a mut [f32],
     pub(super) head_dim: usize,
     /// `[heads * head_dim]`
     pub(super) bias: Option<&'a [f32]>,
@@ -60,12 +65,12 @@ impl Task for Heads<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         if let Some(bias) = self.bias {
-            for (x, b) in self.heads.iter_mut().zip(bias) {
+            for (x, b) in self.rows.iter_mut().zip(bias) {
                 *x += b;
             }
         }
         let (cos, sin) = self.angles;
-        for head in self.heads.chunks_exact_mut(self.head_dim) {
+        for head in self.rows.chunks_exact_mut(self.head_dim) {
             if let Some((weight, epsilon)) = self.norm {
                 let scale = rms_scale(s, head, epsilon);
                 for (x, w) in head.iter_mut().zip(weight) {

@@ -15,7 +15,7 @@
 use half::{f16, slice::HalfFloatSliceExt};
 use memmap2::MmapMut;
 
-use crate::{backend::Shape, error::EngineError, config::KvType, sched::BLOCK_TOKENS};
+use crate::{backend::Shape, config::KvType, error::EngineError, sched::BLOCK_TOKENS};
 
 /// Numbers along a head that share a scale in `Q8`.
 pub(super) const GROUP: usize = 32;
@@ -58,9 +58,18 @@ impl KvCache {
             .filter(|&n| n > 0 && isize::try_from(n).is_ok())
             .ok_or_else(|| EngineError::Backend(format!("a KV cache of {blocks} blocks is out of range")))?;
         let map = MmapMut::map_anon(bytes).map_err(|e| {
-            EngineError::Backend(format!("cannot reserve {bytes} bytes for the KV cache ({e}); lower --ctx-size or --max-batch"))
+            EngineError::Backend(format!(
+                "cannot reserve {bytes} bytes for the KV cache ({e}); lower --ctx-size or --max-batch"
+            ))
         })?;
-        Ok(Self { map, kv_type, layers: shape.layers, heads: shape.kv_heads, head_dim: shape.head_dim, piece })
+        Ok(Self {
+            map,
+            kv_type,
+            layers: shape.layers,
+            heads: shape.kv_heads,
+            head_dim: shape.head_dim,
+            piece,
+        })
     }
 
     /// How numbers are stored.
@@ -70,7 +79,8 @@ impl KvCache {
 
     fn offset(&self, block: u32, layer: usize, half: Half, head: usize) -> usize {
         debug_assert!(layer < self.layers && head < self.heads);
-        (((block as usize * self.layers + layer) * 2 + usize::from(half == Half::Values)) * self.heads + head) * self.piece
+        (((block as usize * self.layers + layer) * 2 + usize::from(half == Half::Values)) * self.heads + head)
+            * self.piece
     }
 
     /// One head's keys in a block, as laid out above.
@@ -110,7 +120,7 @@ impl KvCache {
 
     /// The number at `index` of a piece; `scale` is its scale's index, where there are scales.
     fn number(&self, piece: &[u8], index: usize, scale: impl Fn() -> usize) -> f32 {
-        let half_at = |byte: usize| f16::from_le_bytes([piece[byte], piece[byte + 1]]).to_f32();
+        let half_at = |byte: usize| f16::from_ne_bytes([piece[byte], piece[byte + 1]]).to_f32();
         match self.kv_type {
             KvType::F16 => half_at(2 * index),
             KvType::F32 => f32::from_ne_bytes(std::array::from_fn(|i| piece[4 * index + i])),
@@ -140,7 +150,15 @@ impl KvWriter<'_> {
     ///
     /// # Safety
     /// `block` is one of the cache's, and no other thread reads or writes this token of this head.
-    pub(super) unsafe fn store(self, block: u32, layer: usize, head: usize, slot: usize, key: &[f32], value: &[f32]) {
+    pub(super) unsafe fn store(
+        self,
+        block: u32,
+        layer: usize,
+        head: usize,
+        slot: usize,
+        key: &[f32],
+        value: &[f32],
+    ) {
         let cache = self.cache;
         assert!(slot < BLOCK_TOKENS && key.len() == cache.head_dim && value.len() == cache.head_dim);
         let keys = cache.offset(block, layer, Half::Keys, head);
@@ -153,9 +171,14 @@ impl KvWriter<'_> {
             // SAFETY: both pieces lie inside the mapping (asserted), the indices inside a piece by its
             // layout, and nobody else touches this token.
             unsafe {
-                let strided = Run { piece: self.base.add(keys), first: first * BLOCK_TOKENS + slot, stride: BLOCK_TOKENS };
+                let strided = Run {
+                    piece: self.base.add(keys),
+                    first: first * BLOCK_TOKENS + slot,
+                    stride: BLOCK_TOKENS,
+                };
                 strided.store(cache, &key[first..last], g * BLOCK_TOKENS + slot);
-                let dense = Run { piece: self.base.add(values), first: slot * cache.head_dim + first, stride: 1 };
+                let dense =
+                    Run { piece: self.base.add(values), first: slot * cache.head_dim + first, stride: 1 };
                 dense.store(cache, &value[first..last], slot * groups + g);
             }
         }
@@ -197,11 +220,11 @@ impl Run {
                 for (b, n) in bytes.iter_mut().zip(numbers) {
                     *b = (n * inverse).round().clamp(-127.0, 127.0) as i8;
                 }
-                // SAFETY: the caller's promise; scales begin after the piece's bytes and are even.
+                // SAFETY: the caller's promise; scales begin after the piece's bytes.
                 unsafe {
                     self.scatter(&bytes[..numbers.len()]);
-                    let scales = self.piece.add(BLOCK_TOKENS * cache.head_dim).cast::<f16>();
-                    scales.add(scale_at).write_unaligned(scale);
+                    let scales = self.piece.add(BLOCK_TOKENS * cache.head_dim).cast::<[u8; 2]>();
+                    scales.add(scale_at).write(scale.to_ne_bytes());
                 }
             }
         }

@@ -60,7 +60,9 @@ impl Backend for ReferenceBackend {
         let (threads, s) = self.state()?;
         let (dim, head_dim, tokens) = (s.shape.dim, s.shape.head_dim, s.tokens());
         let h = norm_rows(&s.x[..tokens * dim], &w.norm, s.shape.norm_epsilon);
-        for (i, (weight, out)) in [(&w.q, &mut s.q), (&w.k, &mut s.k), (&w.v, &mut s.v)].into_iter().enumerate() {
+        for (i, (weight, out)) in
+            [(&w.q, &mut s.q), (&w.k, &mut s.k), (&w.v, &mut s.v)].into_iter().enumerate()
+        {
             let heads = if i == 0 { s.shape.heads } else { s.shape.kv_heads };
             expect(weight, heads * head_dim, dim)?;
             matmul(threads, weight, &h, out);
@@ -86,7 +88,8 @@ impl Backend for ReferenceBackend {
         let writer = s.cache.writer();
         for (t, place) in places(&s.batch).enumerate() {
             for head in 0..s.shape.kv_heads {
-                let at = (t * s.shape.kv_heads + head) * head_dim..(t * s.shape.kv_heads + head + 1) * head_dim;
+                let at =
+                    (t * s.shape.kv_heads + head) * head_dim..(t * s.shape.kv_heads + head + 1) * head_dim;
                 // SAFETY: `begin` held every block to the cache; this is the only thread.
                 unsafe { writer.store(place.block, layer, head, place.slot, &s.k[at.clone()], &s.v[at]) };
             }
@@ -176,7 +179,9 @@ fn parallel<T: Send>(threads: usize, items: usize, f: impl Fn(usize) -> T + Sync
     std::thread::scope(|scope| {
         for (i, slots) in results.chunks_mut(share).enumerate() {
             let f = &f;
-            scope.spawn(move || slots.iter_mut().enumerate().for_each(|(j, slot)| *slot = Some(f(i * share + j))));
+            scope.spawn(move || {
+                slots.iter_mut().enumerate().for_each(|(j, slot)| *slot = Some(f(i * share + j)));
+            });
         }
     });
     results.into_iter().flatten().collect()
@@ -257,7 +262,9 @@ fn attend_head(s: &RunState, layer: usize, sequence: usize, kv_head: usize) -> V
     let length = sequence.context + sequence.len;
     let mut keys = vec![0f32; length * head_dim];
     let mut values = vec![0f32; length * head_dim];
-    for (t, (key, value)) in keys.chunks_exact_mut(head_dim).zip(values.chunks_exact_mut(head_dim)).enumerate() {
+    for (t, (key, value)) in
+        keys.chunks_exact_mut(head_dim).zip(values.chunks_exact_mut(head_dim)).enumerate()
+    {
         let block = s.batch.blocks_of(sequence)[t / BLOCK_TOKENS];
         s.cache.load_key(block, layer, kv_head, t % BLOCK_TOKENS, key);
         s.cache.load_value(block, layer, kv_head, t % BLOCK_TOKENS, value);
@@ -272,7 +279,9 @@ fn attend_head(s: &RunState, layer: usize, sequence: usize, kv_head: usize) -> V
             let mut scores: Vec<f32> =
                 keys[..seen].chunks_exact(head_dim).map(|key| dot(query, key) * scale).collect();
             let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            scores.iter_mut().for_each(|score| *score = (*score - largest).exp());
+            for score in &mut scores {
+                *score = (*score - largest).exp();
+            }
             let total: f64 = scores.iter().map(|&p| f64::from(p)).sum();
             let mut sums = vec![0f32; head_dim];
             for (p, value) in scores.iter().zip(values.chunks_exact(head_dim)) {

@@ -41,7 +41,9 @@ pub(super) struct Place {
 
 fn buffer(rows: usize, width: usize) -> Result<Vec<f32>, EngineError> {
     let n = rows.checked_mul(width).filter(|&n| n <= isize::MAX as usize / 4);
-    let n = n.ok_or_else(|| EngineError::Backend(format!("run state of {rows} × {width} numbers is out of range")))?;
+    let n = n.ok_or_else(|| {
+        EngineError::Backend(format!("run state of {rows} × {width} numbers is out of range"))
+    })?;
     Ok(vec![0.0; n])
 }
 
@@ -78,7 +80,8 @@ impl RunState {
         self.check(batch)?;
         self.batch.clone_from(batch);
         let rope = &self.shape.rope;
-        let angles = batch.positions.iter().flat_map(|&p| rope.inverse_frequencies.iter().map(move |&f| (p, f)));
+        let angles =
+            batch.positions.iter().flat_map(|&p| rope.inverse_frequencies.iter().map(move |&f| (p, f)));
         for ((cos, sin), (position, frequency)) in self.cos.iter_mut().zip(&mut self.sin).zip(angles) {
             // In f64: at position 100,000 an f32 angle is off by 0.004 radians.
             let (s, c) = (f64::from(position) * f64::from(frequency)).sin_cos();
@@ -100,21 +103,18 @@ impl RunState {
         let covered = batch.sequences.iter().all(|s| {
             let starts = s.start == next && s.len <= tokens - next;
             next += if starts { s.len } else { 0 };
-            let blocks = (s.context + s.len).div_ceil(BLOCK_TOKENS);
+            let blocks = s.context.checked_add(s.len).map(|n| n.div_ceil(BLOCK_TOKENS));
+            let end = blocks.and_then(|n| n.checked_add(s.table));
             starts
-                && s.table.checked_add(blocks).is_some_and(|end| end <= batch.block_tables.len())
+                && end.is_some_and(|end| end <= batch.block_tables.len())
                 && (0..s.len).all(|i| batch.positions[s.start + i] as usize == s.context + i)
         });
         if sizes && covered && next == tokens {
             return Ok(());
         }
-        Err(EngineError::Backend(format!("a batch of {tokens} tokens does not fit the run state made for {c:?}")))
-    }
-
-    /// Cosines and sines of token `t`'s angles.
-    pub(super) fn angles(&self, t: usize) -> (&[f32], &[f32]) {
-        let n = self.shape.rope.inverse_frequencies.len();
-        (&self.cos[t * n..(t + 1) * n], &self.sin[t * n..(t + 1) * n])
+        Err(EngineError::Backend(format!(
+            "a batch of {tokens} tokens does not fit the run state made for {c:?}"
+        )))
     }
 
     /// The batch's tokens.

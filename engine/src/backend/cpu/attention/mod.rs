@@ -9,6 +9,11 @@
 //! every sum runs in one order whatever the tile holds. So chunks may be computed one after another or
 //! apart, and tiles cut anywhere, without a bit changing.
 
+#![allow(
+    clippy::inline_always,
+    reason = "vector code must unfold into the function compiled for its instruction set"
+)]
+
 mod product;
 mod tile;
 
@@ -87,7 +92,10 @@ impl Attention {
     /// `a = softmax(q·kᵀ / sqrt(head_dim), causal)·v`, `[T, heads * head_dim]`.
     pub(super) fn run(&mut self, level: Level, pool: &Pool, state: &RunState, layer: usize, a: &mut [f32]) {
         let kv_heads = state.shape.kv_heads;
-        assert!(self.threads.len() >= pool.threads() && a.len() >= state.tokens() * state.shape.heads * state.shape.head_dim);
+        assert!(
+            self.threads.len() >= pool.threads()
+                && a.len() >= state.tokens() * state.shape.heads * state.shape.head_dim
+        );
         let step = Step { level, state, layer };
         let items = self.tiles.len() * kv_heads;
         let tiles = &self.tiles;
@@ -106,11 +114,13 @@ impl Attention {
         let slot = self.max_rows * row_stride(state.shape.head_dim);
         let parts = SharedMut::new(self.parts.as_mut_slice());
         pool.for_each(items * chunks, |item, thread| {
-            let (tile, kv_head, chunk) = (&tiles[item / chunks / kv_heads], item / chunks % kv_heads, item % chunks);
+            let (tile, kv_head, chunk) =
+                (&tiles[item / chunks / kv_heads], item / chunks % kv_heads, item % chunks);
             if chunk < tile.chunks {
                 // SAFETY: each thread has its own scratch, each item its own part; `new` made room for
                 // the parts of so few tiles.
-                let (scratch, part) = unsafe { (&mut scratch.part(thread, 1)[0], parts.part(item * slot, slot)) };
+                let (scratch, part) =
+                    unsafe { (&mut scratch.part(thread, 1)[0], parts.part(item * slot, slot)) };
                 let (queries, _, _, memory) = scratch.split();
                 step.load_queries(tile, kv_head, queries);
                 step.chunk(tile, kv_head, chunk, queries, memory, part);
@@ -149,7 +159,8 @@ impl Step<'_> {
     /// Where the heads of a tile's query that share `kv_head` begin in `[T, heads * head_dim]`.
     fn row(&self, tile: &Tile, query: usize, kv_head: usize) -> usize {
         let shape = &self.state.shape;
-        ((self.sequence(tile).start + tile.first + query) * shape.heads + kv_head * self.group()) * shape.head_dim
+        ((self.sequence(tile).start + tile.first + query) * shape.heads + kv_head * self.group())
+            * shape.head_dim
     }
 
     /// All chunks of a tile, one after the other.
@@ -177,7 +188,15 @@ impl Step<'_> {
     }
 
     /// One chunk's result.
-    fn chunk(&self, tile: &Tile, kv_head: usize, chunk: usize, queries: &[f32], memory: Memory<'_>, out: &mut [f32]) {
+    fn chunk(
+        &self,
+        tile: &Tile,
+        kv_head: usize,
+        chunk: usize,
+        queries: &[f32],
+        memory: Memory<'_>,
+        out: &mut [f32],
+    ) {
         let sequence = self.sequence(tile);
         self.level.run(ChunkTask {
             cache: &self.state.cache,

@@ -1,5 +1,10 @@
 //! Small matrix products in registers, the inner loops of attention.
 
+#![allow(
+    clippy::inline_always,
+    reason = "vector code must unfold into the function compiled for its instruction set"
+)]
+
 use half::f16;
 
 use super::super::simd::Simd;
@@ -44,56 +49,51 @@ pub(super) struct Product<E> {
 }
 
 impl<E: Element> Product<E> {
+    /// `ODD` allows a width that is an odd number of vectors.
+    ///
     /// # Safety
     /// The three matrices are readable, `c` writable too and apart from the others.
     #[inline(always)]
-    pub(super) unsafe fn run<S: Simd>(self, s: S) {
-        let mut column = 0;
-        while column < self.width {
-            let mut row = 0;
-            // One vector a row when the width's last pair is half there.
-            let pair = column + 2 * S::LANES <= self.width;
-            while row < self.rows {
-                let n = (self.rows - row).min(S::ROWS);
-                // SAFETY: the tile lies within the matrices.
-                unsafe {
-                    if pair {
-                        self.tile_rows::<S, 2>(s, n, row, column);
-                    } else {
-                        self.tile_rows::<S, 1>(s, n, row, column);
-                    }
-                }
-                row += n;
-            }
-            column += if pair { 2 } else { 1 } * S::LANES;
+    pub(super) unsafe fn run<S: Simd, const ODD: bool>(self, s: S) {
+        let pairs = self.width - self.width % (2 * S::LANES);
+        for column in (0..pairs).step_by(2 * S::LANES) {
+            // SAFETY: as for this function; the columns are within the width.
+            unsafe { self.columns::<S, 2>(s, column) };
+        }
+        if ODD && pairs < self.width {
+            // SAFETY: as above.
+            unsafe { self.columns::<S, 1>(s, pairs) };
         }
     }
 
-    /// # Safety
-    /// As for `run`.
-    #[inline(always)]
-    unsafe fn tile_rows<S: Simd, const C: usize>(&self, s: S, rows: usize, row: usize, column: usize) {
-        // SAFETY: as for `run`.
-        unsafe {
-            match rows {
-                1 => self.tile::<S, 1, C>(s, row, column),
-                2 => self.tile::<S, 2, C>(s, row, column),
-                3 => self.tile::<S, 3, C>(s, row, column),
-                4 => self.tile::<S, 4, C>(s, row, column),
-                5 => self.tile::<S, 5, C>(s, row, column),
-                6 => self.tile::<S, 6, C>(s, row, column),
-                7 => self.tile::<S, 7, C>(s, row, column),
-                _ => self.tile::<S, 8, C>(s, row, column),
-            }
-        }
-    }
-
-    /// `R` rows by `C` vectors in registers.
+    /// All rows of `C` vectors of columns. The tile heights are those of common head groups; each is code.
     ///
     /// # Safety
     /// As for `run`.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const R: usize, const C: usize>(&self, s: S, row: usize, column: usize) {
+    unsafe fn columns<S: Simd, const C: usize>(&self, s: S, column: usize) {
+        let mut row = 0;
+        while row < self.rows {
+            // SAFETY: as for `run`; the tile's rows are left.
+            row += unsafe {
+                match (self.rows - row).min(S::ROWS) {
+                    1 => self.tile::<S, 1, C>(s, row, column),
+                    2 => self.tile::<S, 2, C>(s, row, column),
+                    3 => self.tile::<S, 3, C>(s, row, column),
+                    4..7 => self.tile::<S, 4, C>(s, row, column),
+                    7 => self.tile::<S, 7, C>(s, row, column),
+                    _ => self.tile::<S, 8, C>(s, row, column),
+                }
+            };
+        }
+    }
+
+    /// `R` rows by `C` vectors in registers; returns `R`.
+    ///
+    /// # Safety
+    /// As for `run`.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const R: usize, const C: usize>(&self, s: S, row: usize, column: usize) -> usize {
         // SAFETY: as for `run`; all offsets are within the matrices.
         unsafe {
             let c = self.c.add(row * self.c_stride + column);
@@ -124,5 +124,6 @@ impl<E: Element> Product<E> {
                 }
             }
         }
+        R
     }
 }

@@ -1,5 +1,10 @@
 //! One tile of queries against one chunk of a sequence's keys and values.
 
+#![allow(
+    clippy::inline_always,
+    reason = "vector code must unfold into the function compiled for its instruction set"
+)]
+
 use half::{f16, slice::HalfFloatSliceExt};
 
 use super::{
@@ -11,7 +16,7 @@ use super::{
     CHUNK_BLOCKS,
     product::{Element, Product},
 };
-use crate::{handle::KvType, sched::BLOCK_TOKENS};
+use crate::{config::KvType, sched::BLOCK_TOKENS};
 
 /// Rows of a tile at most, unless one query has more heads to a KV head: enough to make expanding a block
 /// cheap, few enough to stay in the nearest caches.
@@ -138,18 +143,23 @@ impl ChunkTask<'_> {
             self.cache.values(self.blocks[index], self.layer, self.kv_head),
         );
         let kv_type = self.cache.kv_type();
+        let count = self.head_dim * BLOCK_TOKENS;
         // Padded values are only made by expanding.
         let dense = self.head_dim.is_multiple_of(S::LANES);
-        if kv_type == KvType::F32 && dense {
-            self.products(s, index, seen, keys.as_ptr().cast::<f32>(), values.as_ptr().cast::<f32>(), self.head_dim);
-        } else if kv_type == KvType::F16 && dense && self.rows <= EXPAND_ROWS {
-            self.products(s, index, seen, keys.as_ptr().cast::<f16>(), values.as_ptr().cast::<f16>(), self.head_dim);
-        } else {
-            let padded = self.head_dim.next_multiple_of(LINE);
-            expand(s, kv_type, self.head_dim, (keys, values), (self.memory.keys, self.memory.values));
-            let (keys, values) = (self.memory.keys.as_ptr(), self.memory.values.as_ptr());
-            self.products(s, index, seen, keys, values, padded);
+        if kv_type == KvType::F16 && dense && self.rows <= EXPAND_ROWS {
+            let (keys, values) = (numbers::<f16>(keys, 0, count), numbers(values, 0, count));
+            self.products(s, index, seen, keys.as_ptr(), values.as_ptr(), self.head_dim);
+            return;
         }
+        let (keys, values, stride) = if kv_type == KvType::F32 && dense {
+            let (keys, values) = (numbers::<f32>(keys, 0, count), numbers(values, 0, count));
+            (keys.as_ptr(), values.as_ptr(), self.head_dim)
+        } else {
+            expand(s, kv_type, self.head_dim, (keys, values), &mut self.memory);
+            let padded = self.head_dim.next_multiple_of(LINE);
+            (self.memory.keys.as_ptr(), self.memory.values.as_ptr(), padded)
+        };
+        self.products(s, index, seen, keys, values, stride);
     }
 
     /// `S = Q·Kᵀ`, softmax so far, `O += P·V`. `value_stride` is a multiple of the vector.
@@ -177,7 +187,7 @@ impl ChunkTask<'_> {
             c_stride: BLOCK_TOKENS,
         };
         // SAFETY: `run` checked the buffers' lengths; keys are `[head_dim, BLOCK_TOKENS]`.
-        unsafe { scores.run(s) };
+        unsafe { scores.run::<S, false>(s) };
         for row in 0..self.rows {
             let visible = (self.position + row / self.group + 1).saturating_sub(index * BLOCK_TOKENS);
             let scores = &mut self.memory.scores[row * BLOCK_TOKENS..(row + 1) * BLOCK_TOKENS];
@@ -196,7 +206,7 @@ impl ChunkTask<'_> {
             c_stride: stride,
         };
         // SAFETY: as above; values are `[≥ seen, value_stride]`.
-        unsafe { sums.run(s) };
+        unsafe { sums.run::<S, true>(s) };
     }
 }
 
@@ -234,16 +244,20 @@ fn soften<S: Simd>(s: S, scores: &mut [f32], row: &mut [f32]) {
     }
 }
 
-/// A block's keys and values in f32; values padded with zeros to whole lines.
+/// A block's keys and values to `memory` in f32; values padded with zeros to whole lines.
 #[inline(always)]
-fn expand<S: Simd>(s: S, kv_type: KvType, head_dim: usize, from: (&[u8], &[u8]), to: (&mut [f32], &mut [f32])) {
+fn expand<S: Simd>(s: S, kv_type: KvType, head_dim: usize, from: (&[u8], &[u8]), memory: &mut Memory<'_>) {
     let padded = head_dim.next_multiple_of(LINE);
-    let (keys, values) = (&mut to.0[..head_dim * BLOCK_TOKENS], &mut to.1[..padded * BLOCK_TOKENS]);
+    let keys = &mut memory.keys[..head_dim * BLOCK_TOKENS];
+    let values = &mut memory.values[..padded * BLOCK_TOKENS];
     let groups = head_dim.div_ceil(GROUP);
     match kv_type {
         KvType::F32 => {
             keys.copy_from_slice(numbers(from.0, 0, keys.len()));
-            for (row, from) in values.chunks_exact_mut(padded).zip(numbers::<f32>(from.1, 0, head_dim * BLOCK_TOKENS).chunks_exact(head_dim)) {
+            for (row, from) in values
+                .chunks_exact_mut(padded)
+                .zip(numbers::<f32>(from.1, 0, head_dim * BLOCK_TOKENS).chunks_exact(head_dim))
+            {
                 row[..head_dim].copy_from_slice(from);
             }
         }
@@ -265,7 +279,8 @@ fn expand<S: Simd>(s: S, kv_type: KvType, head_dim: usize, from: (&[u8], &[u8]),
                 widen(s, numbers(from.0, n + 2 * g * BLOCK_TOKENS, BLOCK_TOKENS), &mut scales);
                 let first = g * GROUP * BLOCK_TOKENS;
                 let bytes: &[i8] = numbers(from.0, first, keys.len());
-                for (keys, bytes) in keys.chunks_exact_mut(BLOCK_TOKENS).zip(bytes.chunks_exact(BLOCK_TOKENS)) {
+                for (keys, bytes) in keys.chunks_exact_mut(BLOCK_TOKENS).zip(bytes.chunks_exact(BLOCK_TOKENS))
+                {
                     for ((key, &byte), scale) in keys.iter_mut().zip(bytes).zip(&scales) {
                         *key = f32::from(byte) * scale;
                     }
@@ -275,7 +290,9 @@ fn expand<S: Simd>(s: S, kv_type: KvType, head_dim: usize, from: (&[u8], &[u8]),
             let bytes: &[i8] = numbers(from.1, 0, n);
             for (t, row) in values.chunks_exact_mut(padded).enumerate() {
                 let bytes = &bytes[t * head_dim..(t + 1) * head_dim];
-                for ((row, bytes), scale) in row.chunks_mut(GROUP).zip(bytes.chunks(GROUP)).zip(&scales[t * groups..]) {
+                for ((row, bytes), scale) in
+                    row.chunks_mut(GROUP).zip(bytes.chunks(GROUP)).zip(&scales[t * groups..])
+                {
                     let scale = scale.to_f32();
                     for (value, &byte) in row.iter_mut().zip(bytes) {
                         *value = f32::from(byte) * scale;

@@ -1,0 +1,476 @@
+//! The built binary, as a user runs it: exit codes, what goes to which stream, settings by layer.
+
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A command that sees no settings of the surroundings.
+fn m40llm(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_m40llm"));
+    command.args(arguments).stdin(Stdio::null());
+    for setting in [
+        "ADDR",
+        "BACKEND",
+        "CONFIG",
+        "CORS_ORIGINS",
+        "CTX_SIZE",
+        "DEVICE",
+        "KV_TYPE",
+        "MAX_BATCH",
+        "MAX_QUEUE",
+        "MODEL_ALIAS",
+        "NO_AUTH",
+        "PROMPT_FORMAT",
+        "REQUIRE_SM52",
+        "THREADS",
+    ] {
+        command.env_remove(format!("M40LLM_{setting}"));
+    }
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    m40llm(arguments).output().expect("the binary starts")
+}
+
+fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).expect("UTF-8 on stdout")
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).expect("UTF-8 on stderr")
+}
+
+/// It failed with this code, one line on stderr that holds all `parts`, and nothing on stdout.
+fn refused(output: &Output, code: i32, parts: &[&str]) {
+    let line = stderr(output);
+    assert_eq!(output.status.code(), Some(code), "{line}");
+    assert_eq!(stdout(output), "");
+    assert_eq!(line.lines().count(), 1, "{line:?}");
+    for part in parts {
+        assert!(line.contains(part), "{line:?} lacks {part:?}");
+    }
+}
+
+fn model() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/smollm2-135m-instruct-q4_1.gguf");
+    assert!(path.is_file(), "{} is missing: scripts/fetch-model.sh smollm2", path.display());
+    path.to_str().expect("a UTF-8 path").to_owned()
+}
+
+fn file(content: &[u8], name: &str) -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join(name);
+    std::fs::write(&path, content).expect("a file");
+    (dir, path)
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a UTF-8 path")
+}
+
+/// The demo model's answer, chosen as `flags` say.
+fn generate(flags: &[&str]) -> Output {
+    let model = model();
+    let fixed = ["generate", &model, "Say hello in French.", "--max-tokens", "12", "--ctx-size", "256"];
+    run(&[&fixed as &[&str], flags].concat())
+}
+
+#[test]
+fn help_teaches_and_goes_to_stdout() {
+    let output = run(&["--help"]);
+    assert_eq!(output.status.code(), Some(0));
+    let mut commands = vec!["generate", "chat", "inspect", "bench", "health", "openapi"];
+    if cfg!(feature = "server") {
+        commands.push("run");
+    }
+    for command in commands {
+        assert!(stdout(&output).contains(&format!("\n  {command} ")), "{command} is not listed");
+        let help = run(&[command, "--help"]);
+        assert_eq!(help.status.code(), Some(0), "{command}");
+        assert!(stdout(&help).contains("Example"), "{command} shows no example");
+    }
+    assert!(stdout(&run(&["--version"])).starts_with("m40llm "));
+}
+
+#[test]
+fn a_wrong_command_line_is_2_and_leaves_stdout_alone() {
+    for arguments in [
+        &[] as &[&str],
+        &["serve"],
+        &["generate", "model.gguf"],
+        &["generate", "model.gguf", "prompt", "--threads", "0"],
+        &["generate", "model.gguf", "prompt", "--temperature", "3"],
+        &["generate", "model.gguf", "prompt", "--prompt-format", "llama"],
+        &["generate", "model.gguf", "prompt", "--kv-type", "q4"],
+        &["generate", "model.gguf", "prompt", "--max-token", "5"],
+        &["chat", "model.gguf", "--top-p", "1.5"],
+        &["bench", "model.gguf", "-b", "1,0"],
+        &["health", "--addr", "localhost"],
+    ] {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", stderr(&output));
+        assert_eq!(stdout(&output), "", "{arguments:?}");
+        assert_ne!(stderr(&output), "", "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_wrong_value_says_what_is_allowed() {
+    let output = run(&["generate", "model.gguf", "prompt", "--kv-type", "q4"]);
+    assert!(stderr(&output).contains("f16, f32, q8"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_wrong_variable_is_2_and_named() {
+    let output = m40llm(&["generate", "model.gguf", "prompt"]).env("M40LLM_CTX_SIZE", "big").output();
+    refused(&output.expect("the binary starts"), 2, &["M40LLM_CTX_SIZE", "\"big\"", "whole number"]);
+}
+
+#[test]
+fn a_wrong_file_is_2_and_names_key_and_file() {
+    for (toml, parts) in [
+        ("ctx_size = 5", &["\"ctx_size\"", "m40llm.toml", "ctx-size"] as &[&str]),
+        ("kv-type = \"q4\"", &["\"kv-type\"", "m40llm.toml", "f16, f32, q8"]),
+        ("threads = true", &["\"threads\"", "m40llm.toml", "whole number"]),
+        ("threads =", &["m40llm.toml", "line 1"]),
+    ] {
+        let (_dir, path) = file(toml.as_bytes(), "m40llm.toml");
+        refused(&run(&["generate", "model.gguf", "prompt", "--config", text(&path)]), 2, parts);
+        let output = m40llm(&["chat", "model.gguf"]).env("M40LLM_CONFIG", &path).output();
+        refused(&output.expect("the binary starts"), 2, parts);
+    }
+    refused(&run(&["chat", "model.gguf", "--config", "/nowhere.toml"]), 2, &["/nowhere.toml"]);
+}
+
+/// `bench` refuses a context that is too small before it loads anything, and says which one it got.
+#[test]
+fn a_flag_wins_over_the_environment_and_that_over_the_file() {
+    let (_dir, path) = file(b"ctx-size = 11", "m40llm.toml");
+    let bench = ["bench", "model.gguf", "--config", text(&path)];
+    refused(&run(&bench), 2, &["--ctx-size is 11"]);
+    let by_environment = m40llm(&bench).env("M40LLM_CTX_SIZE", "12").output().expect("the binary starts");
+    refused(&by_environment, 2, &["--ctx-size is 12"]);
+    let by_flag = m40llm(&bench).args(["--ctx-size", "13"]).env("M40LLM_CTX_SIZE", "12").output();
+    refused(&by_flag.expect("the binary starts"), 2, &["--ctx-size is 13"]);
+}
+
+#[test]
+fn a_device_that_is_not_there_is_1() {
+    for (flags, part) in [
+        (&["--backend", "cuda"] as &[&str], "--backend cuda"),
+        (&["--require-sm52"], "--require-sm52"),
+        (&["--device", "0"], "--device 0"),
+    ] {
+        let arguments = [&["generate", "model.gguf", "prompt"], flags].concat();
+        refused(&run(&arguments), 1, &[part, "CUDA"]);
+    }
+}
+
+#[test]
+fn an_unusable_model_is_1_in_every_command() {
+    let (_dir, not_a_model) = file(b"This is no model at all.", "text.gguf");
+    let (_dir2, cut) = file(&std::fs::read(model()).expect("the model")[..5000], "cut.gguf");
+    for path in ["/nowhere/model.gguf", text(&not_a_model), text(&cut)] {
+        for command in
+            [&["inspect", path] as &[&str], &["generate", path, "x"], &["chat", path], &["bench", path]]
+        {
+            refused(&run(command), 1, &[path]);
+        }
+    }
+}
+
+#[test]
+fn generate_prints_the_text_and_nothing_else() {
+    let output = generate(&["--temperature", "0"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(stderr(&output), "");
+    let text = stdout(&output);
+    assert!(text.contains("Bonjour"), "{text:?}");
+    assert!(!text.contains("Say hello"), "{text:?}");
+    assert!(!text.contains("<|"), "{text:?}");
+    assert!(text.ends_with('\n') && !text.ends_with("\n\n"), "{text:?}");
+    let streamed = generate(&["--temperature", "0", "--stream"]);
+    assert_eq!(stdout(&streamed), text);
+    assert_eq!(stdout(&generate(&["--top-k", "1"])), text, "top-k 1 is greedy");
+}
+
+#[test]
+fn generate_leaves_a_rendered_prompt_alone() {
+    let model = model();
+    let rendered = "<|im_start|>user\nSay hello.<|im_end|>\n<|im_start|>assistant\n";
+    let greedy = ["--temperature", "0", "--max-tokens", "8", "--ctx-size", "256"];
+    let by = |format: &str| {
+        run(&[&["generate", &model, rendered, "--prompt-format", format], &greedy as &[&str]].concat())
+    };
+    let raw = by("raw");
+    assert_eq!(raw.status.code(), Some(0), "{}", stderr(&raw));
+    assert_eq!(stdout(&by("auto")), stdout(&raw));
+}
+
+#[test]
+fn generate_counts_token_ids() {
+    let model = model();
+    let by = |n: &str| {
+        let flags = ["--prompt-format", "raw", "--temperature", "0", "--ctx-size", "128", "--max-tokens", n];
+        stdout(&run(&[&["generate", &model, "1 2 3 4 5 6"], &flags as &[&str]].concat())).to_owned()
+    };
+    assert_eq!(by("0"), "\n");
+    let (four, eight) = (by("4"), by("8"));
+    assert!(eight.starts_with(four.trim_end()) && eight.len() > four.len(), "{four:?} {eight:?}");
+}
+
+#[test]
+fn a_prompt_longer_than_the_context_is_1_and_says_so() {
+    let prompt = "word ".repeat(100);
+    refused(&run(&["generate", &model(), &prompt, "--ctx-size", "64"]), 1, &["the context holds 64"]);
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let mut child = m40llm(&["inspect", &model()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""));
+}
+
+#[test]
+fn chat_takes_each_line_of_a_pipe_as_a_turn() {
+    let mut child = m40llm(&["chat", &model(), "--temperature", "0", "--ctx-size", "256"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    stdin
+        .write_all(b"Say hello in French. Answer in one word.\n/clear\n\n/exit\nnever read\n")
+        .expect("it reads");
+    drop(stdin);
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""));
+    assert!(stdout(&output).contains("Bonjour"), "{}", stdout(&output));
+    assert!(!stdout(&output).contains("in French. Answer"), "{}", stdout(&output));
+}
+
+#[test]
+fn inspect_tells_what_the_file_holds() {
+    let output = run(&["inspect", &model(), "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let report: Value = serde_json::from_str(stdout(&output)).expect("JSON");
+    assert_eq!(report["architecture"], "llama");
+    assert_eq!(report["quantization"], "Q4_1");
+    assert_eq!(
+        (&report["layers"], &report["heads"], &report["kv_heads"]),
+        (&30.into(), &9.into(), &3.into())
+    );
+    assert_eq!(report["tokenizer"]["pre"], "smollm");
+    assert_eq!(report["tokenizer"]["end_of_generation"].as_array().map(|ids| ids.is_empty()), Some(false));
+    assert_eq!(report["chat_template"]["source"], "model");
+    // 30 layers of 3 heads of 64, keys and values, 2 bytes each.
+    assert_eq!(report["memory"]["kv_bytes_per_token"]["f16"], 30 * 3 * 64 * 2 * 2);
+    let cards = report["memory"]["cards"].as_array().expect("cards");
+    assert_eq!(cards.iter().map(|c| c["gigabytes"].as_u64()).collect::<Vec<_>>(), [Some(12), Some(24)]);
+    assert!(cards.iter().all(|c| c["fits"] == true && c["max_context"]["f16"] == report["context_length"]));
+    let plain = run(&["inspect", &model()]);
+    for part in ["llama", "Q4_1", "smollm", "12 GB card", "24 GB card"] {
+        assert!(stdout(&plain).contains(part), "{part} is not in\n{}", stdout(&plain));
+    }
+}
+
+#[test]
+fn bench_prints_the_contracts_json() {
+    let flags = ["-p", "64", "-n", "4", "-b", "1,2", "--depth", "8", "-r", "1", "--json"];
+    let output = run(&[&["bench", &model()], &flags as &[&str]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let report: Value = serde_json::from_str(stdout(&output)).expect("JSON");
+    let keys =
+        |value: &Value| value.as_object().map(|o| o.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
+    assert_eq!(keys(&report), ["device", "model", "quant", "copy_gb_per_s", "results"]);
+    let results = report["results"].as_array().expect("results");
+    let tests: Vec<_> = results.iter().map(|r| (r["test"].as_str(), r["batch"].as_u64())).collect();
+    let expected = [("prompt", 1), ("prompt", 2), ("decode", 1), ("decode", 2)];
+    assert_eq!(tests, expected.map(|(test, batch)| (Some(test), Some(batch))));
+    for result in results {
+        let expected = ["test", "n_tokens", "batch", "depth", "tokens_per_s", "gb_per_s", "share_of_copy"];
+        assert_eq!(keys(result), expected);
+        assert_eq!(result["depth"], 8);
+        assert!(result["tokens_per_s"].as_f64().is_some_and(|v| v > 0.0 && v.is_finite()), "{result}");
+        assert!(result["share_of_copy"].as_f64().is_some_and(|v| v > 0.0 && v.is_finite()), "{result}");
+    }
+}
+
+#[test]
+fn openapi_prints_the_repositorys_document() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../openapi/openapi.json");
+    let document = std::fs::read_to_string(path).expect("openapi/openapi.json");
+    let output = run(&["openapi"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(stdout(&output) == document, "stale: make openapi");
+}
+
+#[test]
+fn health_of_nothing_is_1() {
+    // A port that was free a moment ago.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let addr = listener.local_addr().expect("an address").to_string();
+    drop(listener);
+    refused(&run(&["health", "--addr", &addr]), 1, &[&addr, "m40llm run"]);
+    let output = m40llm(&["health"]).env("M40LLM_ADDR", &addr).output().expect("the binary starts");
+    refused(&output, 1, &[&addr]);
+}
+
+#[cfg(feature = "server")]
+mod server {
+    use std::{
+        io::{BufRead as _, BufReader, Read as _, Write as _},
+        net::{TcpListener, TcpStream},
+        process::{Child, Stdio},
+    };
+
+    use super::{m40llm, model, refused, run};
+
+    #[test]
+    fn run_refuses_an_address_that_others_reach() {
+        for addr in ["0.0.0.0:0", "[::]:0"] {
+            refused(
+                &run(&["run", "model.gguf", "--addr", addr]),
+                2,
+                &[addr, "m40llm keys create", "--no-auth"],
+            );
+        }
+    }
+
+    #[test]
+    fn run_on_a_taken_port_is_1_before_the_model_is_read() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let addr = listener.local_addr().expect("an address").to_string();
+        refused(&run(&["run", "/nowhere/model.gguf", "--addr", &addr]), 1, &[&addr, "--addr"]);
+    }
+
+    #[test]
+    fn run_without_a_model_is_1_and_logs_nothing() {
+        refused(&run(&["run", "/nowhere/model.gguf", "--addr", "127.0.0.1:0"]), 1, &["/nowhere/model.gguf"]);
+    }
+
+    /// A running server, its address and the lines it logged until it listened.
+    struct Server {
+        child: Child,
+        addr: String,
+        lines: Vec<String>,
+        log: BufReader<std::process::ChildStderr>,
+    }
+
+    impl Server {
+        fn start(flags: &[&str]) -> Self {
+            let model = model();
+            let fixed = ["run", &model, "--addr", "127.0.0.1:0", "--ctx-size", "512"];
+            let mut child = m40llm(&[&fixed as &[&str], flags].concat())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .expect("the binary starts");
+            let mut log = BufReader::new(child.stderr.take().expect("a pipe"));
+            let mut lines = Vec::new();
+            let addr = loop {
+                let mut line = String::new();
+                assert_ne!(log.read_line(&mut line).expect("a log"), 0, "it ended: {lines:?}");
+                lines.push(line.clone());
+                if let Some((_, addr)) = line.trim_end().split_once("listening on http://") {
+                    break addr.to_owned();
+                }
+            };
+            Self { child, addr, lines, log }
+        }
+
+        fn signal(&self, name: &str) {
+            let id = self.child.id().to_string();
+            let kill = std::process::Command::new("kill").args([name, &id]).status().expect("kill");
+            assert!(kill.success());
+        }
+
+        /// Exit code, stdout and the rest of the log.
+        fn end(mut self) -> (Option<i32>, String, String) {
+            let (mut out, mut rest) = (String::new(), String::new());
+            self.log.read_to_string(&mut rest).expect("a log");
+            self.child.stdout.take().expect("a pipe").read_to_string(&mut out).expect("stdout");
+            (self.child.wait().expect("it ends").code(), out, rest)
+        }
+    }
+
+    /// Sends a request; the connection, to read the answer from.
+    fn post(addr: &str, body: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(addr).expect("a connection");
+        let head = "POST /v1/completions HTTP/1.1\r\ncontent-type: application/json\r\nconnection: close\r\n";
+        write!(stream, "{head}host: {addr}\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+            .expect("it reads");
+        stream
+    }
+
+    fn answer(mut stream: TcpStream) -> String {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        answer
+    }
+
+    #[test]
+    fn run_serves_warns_once_and_ends_on_a_signal() {
+        let server = Server::start(&["--model-alias", "demo"]);
+        let warnings: Vec<_> = server.lines.iter().filter(|line| line.contains("WARN")).collect();
+        assert_eq!(warnings.len(), 1, "{:?}", server.lines);
+        assert!(warnings[0].contains("no API key"), "{warnings:?}");
+        let health = run(&["health", "--addr", &server.addr]);
+        assert_eq!(health.status.code(), Some(0), "{health:?}");
+        let answer = answer(post(&server.addr, r#"{"model":"demo","prompt":"1 2 3","max_tokens":2}"#));
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        server.signal("-TERM");
+        let (code, out, rest) = server.end();
+        assert_eq!((code, out.as_str()), (Some(0), ""));
+        assert!(rest.contains("curl http://"), "{rest}");
+    }
+
+    #[test]
+    fn a_signal_finishes_what_runs_and_refuses_what_comes() {
+        let server = Server::start(&["--no-auth"]);
+        assert!(!server.lines.iter().any(|line| line.contains("WARN")), "{:?}", server.lines);
+        let mut running =
+            post(&server.addr, r#"{"prompt":"1 2 3","max_tokens":250,"stream":true,"temperature":0}"#);
+        // Its first bytes are there: it runs.
+        running.read_exact(&mut [0; 12]).expect("a status line");
+        server.signal("-INT");
+        let draining = loop {
+            let health = run(&["health", "--addr", &server.addr]);
+            if health.status.code() != Some(0) {
+                break health;
+            }
+        };
+        refused(&draining, 1, &["shutting down"]);
+        let late = answer(post(&server.addr, r#"{"prompt":"1","max_tokens":1}"#));
+        assert!(late.starts_with("HTTP/1.1 503") && late.contains("overloaded"), "{late}");
+        assert!(answer(running).ends_with("data: [DONE]\n\n\r\n0\r\n\r\n"), "the stream was cut");
+        assert_eq!(server.end().0, Some(0));
+    }
+
+    #[test]
+    fn a_second_signal_ends_at_once() {
+        let server = Server::start(&[]);
+        let mut running =
+            post(&server.addr, r#"{"prompt":"1 2 3","max_tokens":500,"stream":true,"temperature":0}"#);
+        running.read_exact(&mut [0; 12]).expect("a status line");
+        server.signal("-TERM");
+        while run(&["health", "--addr", &server.addr]).status.code() == Some(0) {}
+        server.signal("-TERM");
+        let (code, _, rest) = server.end();
+        assert_eq!(code, Some(1), "{rest}");
+        assert!(rest.contains("second signal"), "{rest}");
+    }
+}
