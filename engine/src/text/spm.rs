@@ -103,7 +103,7 @@ impl Spm {
         match self.pieces.get(piece) {
             Some((id, _)) => out.push(*id),
             None => {
-                out.extend(piece.bytes().filter_map(|byte| self.bytes[usize::from(byte)].or(self.unknown)))
+                out.extend(piece.bytes().filter_map(|byte| self.bytes[usize::from(byte)].or(self.unknown)));
             }
         }
     }

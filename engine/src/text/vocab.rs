@@ -190,7 +190,7 @@ fn token_bytes(token: &str, kind: Kind, spelling: Spelling, bytes: &mut Vec<u8>)
         (Kind::Unused, _) => {}
         (Kind::Control | Kind::Unknown | Kind::UserDefined, _) => bytes.extend_from_slice(token.as_bytes()),
         (Kind::Byte, _) => {
-            bytes.push(named_byte(token).ok_or_else(|| format!("is {token:?}, not <0x00> to <0xFF>"))?)
+            bytes.push(named_byte(token).ok_or_else(|| format!("is {token:?}, not <0x00> to <0xFF>"))?);
         }
         (_, Spelling::ByteLevel) => bpe::spelt_bytes(token, bytes),
         (_, Spelling::SentencePiece) => bytes.extend_from_slice(token.replace('▁', " ").as_bytes()),
