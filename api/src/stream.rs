@@ -11,12 +11,10 @@ use axum::{
     http::{HeaderName, HeaderValue, header},
     response::{IntoResponse, Response},
 };
-use futures_util::{
-    StreamExt as _,
-    stream::{self, BoxStream, SelectAll},
-};
+use futures_util::stream::{self, BoxStream};
 use m40llm_engine::{EngineError, Event, FinishReason, GenerateRequest, Generation, TokenOut};
 use serde::Serialize;
+use tokio_stream::{StreamExt as _, StreamMap};
 
 use crate::{
     app::{AppState, Model},
@@ -26,7 +24,7 @@ use crate::{
 
 /// The sequences of one request, their events merged as they come. Dropping it cancels all of them.
 pub(crate) struct Sequences {
-    events: SelectAll<BoxStream<'static, (usize, Event)>>,
+    events: StreamMap<usize, BoxStream<'static, Event>>,
     count: usize,
     /// Sequences that share a prompt: so many follow one another.
     per_prompt: usize,
@@ -61,15 +59,15 @@ impl Sequences {
         param: &str,
     ) -> Result<Self, ApiError> {
         let count = requests.len();
-        let mut streams = Vec::with_capacity(count);
+        let mut streams = StreamMap::with_capacity(count);
         for (i, request) in requests.into_iter().enumerate() {
             // On an error the generations before this one are dropped, and so cancelled.
             let generation = model.engine.submit(request).map_err(|e| ApiError::submit(e, param))?;
-            streams.push(events(generation).map(move |event| (i, event)).boxed());
+            streams.insert(i, events(generation));
         }
         let now = Instant::now();
         Ok(Self {
-            events: stream::select_all(streams),
+            events: streams,
             count,
             per_prompt,
             usage: Usage::default(),
@@ -121,15 +119,15 @@ impl Sequences {
 }
 
 /// A generation's events up to its end, which is never missing.
-fn events(generation: Generation) -> impl stream::Stream<Item = Event> + Send {
-    stream::unfold(Some(generation), |generation| async move {
+fn events(generation: Generation) -> BoxStream<'static, Event> {
+    Box::pin(stream::unfold(Some(generation), |generation| async move {
         let mut generation = generation?;
         let event = generation.next().await.unwrap_or_else(|| {
             Event::Failed(EngineError::Backend("the engine has stopped in the midst of this request".into()))
         });
         let ended = matches!(event, Event::Done { .. } | Event::Failed(_));
         Some((event, (!ended).then_some(generation)))
-    })
+    }))
 }
 
 /// How a stream's objects are told apart.

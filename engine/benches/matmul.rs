@@ -1,6 +1,7 @@
 //! Speed of the matrix products: GB/s of weights with one activation row, GFLOP/s with 512.
 //!
-//! `cargo bench -p m40llm-engine --bench matmul [-- TYPE...]`. Each figure is the best of several short runs.
+//! `cargo bench -p m40llm-engine --bench matmul [-- NAME...]`, names being types or
+//! kernel families; without one of a kind, all of it. Each figure is the best of several short runs.
 
 use std::time::{Duration, Instant};
 
@@ -31,8 +32,8 @@ fn measure(isa: Isa, pool: &Pool, dtype: DType, (rows, cols): (usize, usize), x_
     if cols % dtype.block_len() != 0 {
         return None;
     }
-    // Bytes that are small finite numbers in every type; speed does not depend on them otherwise.
-    let bytes: Vec<u8> = (0..rows * dtype.row_bytes(cols)).map(|i| (i % 29) as u8).collect();
+    // Bytes that are small normal numbers in every float type: subnormal ones would cost extra.
+    let bytes: Vec<u8> = (0..rows * dtype.row_bytes(cols)).map(|i| (24 + i % 29) as u8).collect();
     let weight = Matrix::new(dtype, &bytes, rows, cols);
     let mut x = Activations::new(x_rows, cols);
     let mut scratch = Scratch::new(pool.threads(), cols);
@@ -45,32 +46,36 @@ fn measure(isa: Isa, pool: &Pool, dtype: DType, (rows, cols): (usize, usize), x_
 }
 
 fn main() {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let names: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let isas = chosen(Isa::available(), Isa::name, &names);
+    let dtypes = chosen(DType::ALL.to_vec(), DType::name, &names);
     for threads in [1, 2] {
         let pool = Pool::new(threads);
-        for isa in Isa::available() {
+        for &isa in &isas {
             println!("{}, {threads} threads: GB/s with 1 row, GFLOP/s with 4, 8 and 512", isa.name());
-            for dtype in
-                DType::ALL.into_iter().filter(|t| wanted.is_empty() || wanted.iter().any(|w| w == t.name()))
-            {
+            for &dtype in &dtypes {
                 for shape in SHAPES {
-                    let (rows, cols) = shape;
-                    let Some(one) = measure(isa, &pool, dtype, shape, 1) else { continue };
-                    print!(
-                        "{:7} {rows:6}x{cols:<5} {:7.1}",
-                        dtype.name(),
-                        (rows * dtype.row_bytes(cols)) as f64 / one / 1e9
-                    );
-                    let many: &[usize] =
-                        if rows > 100_000 || isa == Isa::Portable { &[4] } else { &[4, 8, 512] };
-                    for &x_rows in many {
-                        if let Some(seconds) = measure(isa, &pool, dtype, shape, x_rows) {
-                            print!(" {:8.0}", 2.0 * (rows * cols * x_rows) as f64 / seconds / 1e9);
-                        }
-                    }
-                    println!();
+                    line(isa, &pool, dtype, shape);
                 }
             }
         }
     }
+}
+
+/// Those that are named, or all.
+fn chosen<T: Copy>(all: Vec<T>, name: fn(T) -> &'static str, names: &[String]) -> Vec<T> {
+    let some: Vec<T> = all.iter().copied().filter(|&t| names.iter().any(|n| n == name(t))).collect();
+    if some.is_empty() { all } else { some }
+}
+
+fn line(isa: Isa, pool: &Pool, dtype: DType, (rows, cols): (usize, usize)) {
+    let Some(one) = measure(isa, pool, dtype, (rows, cols), 1) else { return };
+    print!("{:7} {rows:6}x{cols:<5} {:7.1}", dtype.name(), (rows * dtype.row_bytes(cols)) as f64 / one / 1e9);
+    let many: &[usize] = if rows > 100_000 || isa == Isa::Portable { &[4] } else { &[4, 8, 512] };
+    for &x_rows in many {
+        if let Some(seconds) = measure(isa, pool, dtype, (rows, cols), x_rows) {
+            print!(" {:8.0}", 2.0 * (rows * cols * x_rows) as f64 / seconds / 1e9);
+        }
+    }
+    println!();
 }

@@ -38,7 +38,7 @@ In the conversation: /clear forgets it, /exit leaves, /help explains; Ctrl-C sto
 Examples:
   m40llm chat model.gguf
   m40llm chat model.gguf --temperature 0.7 --ctx-size 4096
-  echo \"What is the capital of France?\" | m40llm chat model.gguf --temperature 0")]
+  echo \"Why is the sky blue?\" | m40llm chat model.gguf --temperature 0")]
 pub(crate) struct Args {
     /// The model, a GGUF file (of a split one, the first part)
     #[arg(value_name = "MODEL.gguf")]

@@ -18,7 +18,7 @@ const DEFAULT_MAX_TOKENS: usize = 512;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  m40llm generate model.gguf \"What is the capital of France?\" --temperature 0
+  m40llm generate model.gguf \"Why is the sky blue?\" --temperature 0
   m40llm generate model.gguf \"Once upon a time\" --prompt-format raw --max-tokens 50 --stream
   m40llm generate model.gguf \"Name a colour.\" --top-k 40 --top-p 0.95 --min-p 0.05 --seed 7")]
 pub(crate) struct Args {

@@ -37,7 +37,7 @@ use crate::config::{Backend, ModelConfig};
     after_help = "\
 Try it:
   m40llm run models/smollm2-135m-instruct-q4_1.gguf
-  m40llm generate models/smollm2-135m-instruct-q4_1.gguf \"What is the capital of France?\"
+  m40llm generate models/smollm2-135m-instruct-q4_1.gguf \"Why is the sky blue?\"
 
 Settings come from flags, M40LLM_* environment variables and a TOML file (--config), in this order:
 --ctx-size 4096, M40LLM_CTX_SIZE=4096 and the line `ctx-size = 4096` mean the same.

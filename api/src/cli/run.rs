@@ -34,7 +34,7 @@ Examples:
 
 Then:
   curl http://127.0.0.1:58439/v1/chat/completions -H 'content-type: application/json' \\
-    -d '{\"messages\":[{\"role\":\"user\",\"content\":\"What is the capital of France?\"}]}'")]
+    -d '{\"messages\":[{\"role\":\"user\",\"content\":\"Why is the sky blue?\"}]}'")]
 pub(crate) struct Args {
     /// The model, a GGUF file (of a split one, the first part)
     #[arg(value_name = "MODEL.gguf")]
@@ -142,7 +142,7 @@ fn announce(config: &ServeConfig, addr: SocketAddr, engine: &Engine) {
     tracing::info!("listening on http://{addr}");
     tracing::info!(
         "try it: curl http://{addr}/v1/chat/completions -H 'content-type: application/json' -d \
-         '{{\"messages\":[{{\"role\":\"user\",\"content\":\"What is the capital of France?\"}}],\"temperature\":0}}'"
+         '{{\"messages\":[{{\"role\":\"user\",\"content\":\"Why is the sky blue?\"}}],\"temperature\":0}}'"
     );
 }
 

@@ -14,7 +14,7 @@ use super::{FinishReason, LogitBias, Stop, StreamOptions, Usage, int, number, ob
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(remote = "Self")]
 #[schema(example = json!({
-    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    "messages": [{"role": "user", "content": "Why is the sky blue?"}],
     "max_tokens": 32, "temperature": 0
 }))]
 pub struct ChatRequest {
@@ -185,7 +185,7 @@ pub struct ContentPart {
     #[schema(example = "text")]
     pub r#type: String,
     /// The text.
-    #[schema(example = "What is the capital of France?")]
+    #[schema(example = "Why is the sky blue?")]
     pub text: Option<String>,
     /// An assistant's refusal, in parts of type `refusal`.
     pub refusal: Option<String>,
@@ -297,7 +297,7 @@ pub struct AssistantMessage {
     #[schema(example = "assistant")]
     pub role: &'static str,
     /// The text.
-    #[schema(example = "The capital of France is Paris.")]
+    #[schema(example = "Because air scatters blue light more than red.")]
     #[schema(required)]
     pub content: Option<String>,
     /// Always null.

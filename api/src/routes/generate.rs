@@ -26,7 +26,7 @@ use crate::{
 /// A prompt to answer. A `null` is the same as an absent field; unknown fields are ignored.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(remote = "Self")]
-#[schema(example = json!({"prompt": "What is the capital of France?", "max_tokens": 32, "temperature": 0}))]
+#[schema(example = json!({"prompt": "Why is the sky blue?", "max_tokens": 32, "temperature": 0}))]
 pub(super) struct NativeRequest {
     /// The prompt; not empty.
     prompt: String,
@@ -68,7 +68,7 @@ object_only!(NativeRequest);
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct NativeResponse {
     /// Generated text only, never the prompt.
-    #[schema(example = "The capital of France is Paris.")]
+    #[schema(example = "Because air scatters blue light more than red.")]
     output: String,
     /// Why it ended.
     finish_reason: FinishReason,

@@ -77,8 +77,7 @@ fn text(path: &Path) -> &str {
 /// The demo model's answer, chosen as `flags` say.
 fn generate(flags: &[&str]) -> Output {
     let model = model();
-    let fixed =
-        ["generate", &model, "What is the capital of France?", "--max-tokens", "12", "--ctx-size", "256"];
+    let fixed = ["generate", &model, "Say hello in French.", "--max-tokens", "12", "--ctx-size", "256"];
     run(&[&fixed as &[&str], flags].concat())
 }
 
@@ -192,8 +191,8 @@ fn generate_prints_the_text_and_nothing_else() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_eq!(stderr(&output), "");
     let text = stdout(&output);
-    assert!(text.contains("Paris"), "{text:?}");
-    assert!(!text.contains("What is the capital"), "{text:?}");
+    assert!(text.contains("Bonjour"), "{text:?}");
+    assert!(!text.contains("Say hello"), "{text:?}");
     assert!(!text.contains("<|"), "{text:?}");
     assert!(text.ends_with('\n') && !text.ends_with("\n\n"), "{text:?}");
     let streamed = generate(&["--temperature", "0", "--stream"]);
@@ -253,14 +252,12 @@ fn chat_takes_each_line_of_a_pipe_as_a_turn() {
         .spawn()
         .expect("the binary starts");
     let mut stdin = child.stdin.take().expect("a pipe");
-    stdin
-        .write_all(b"What is the capital of France? Answer in one word.\n/clear\n\n/exit\nnever read\n")
-        .expect("it reads");
+    stdin.write_all(b"Say hello in French.\n/clear\n\n/exit\nnever read\n").expect("it reads");
     drop(stdin);
     let output = child.wait_with_output().expect("it ends");
     assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""));
-    assert!(stdout(&output).contains("Paris"), "{}", stdout(&output));
-    assert!(!stdout(&output).contains("capital of France? Answer"), "{}", stdout(&output));
+    assert!(stdout(&output).contains("Bonjour"), "{}", stdout(&output));
+    assert!(!stdout(&output).contains("Say hello"), "{}", stdout(&output));
 }
 
 #[test]
@@ -275,7 +272,7 @@ fn inspect_tells_what_the_file_holds() {
         (&30.into(), &9.into(), &3.into())
     );
     assert_eq!(report["tokenizer"]["pre"], "smollm");
-    assert_eq!(report["tokenizer"]["end_of_generation"].as_array().map(|ids| ids.is_empty()), Some(false));
+    assert_eq!(report["tokenizer"]["end_of_generation"].as_array().map(Vec::is_empty), Some(false));
     assert_eq!(report["chat_template"]["source"], "model");
     // 30 layers of 3 heads of 64, keys and values, 2 bytes each.
     assert_eq!(report["memory"]["kv_bytes_per_token"]["f16"], 30 * 3 * 64 * 2 * 2);

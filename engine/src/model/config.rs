@@ -192,20 +192,23 @@ fn rope(file: &Gguf, keys: &Keys<'_>, head_dim: usize, ctx_train: usize) -> Resu
         *frequency /= f64::from(divisor);
     }
 
-    let kind = keys.metadata.str(&keys.name("rope.scaling.type"))?.unwrap_or("none").to_owned();
+    let kind = keys.metadata.str(&keys.name("rope.scaling.type"))?.unwrap_or("linear").to_owned();
     let factor = match keys.number("rope.scaling.factor")? {
         Some(factor) => Some(factor),
         None => keys.number("rope.scale_linear")?,
     };
     let factor = factor.filter(|&f| f != 0.0).unwrap_or(1.0);
-    if !(factor >= 1e-3 && factor <= 1e6) {
+    if !(1e-3..=1e6).contains(&factor) {
         let name = keys.name("rope.scaling.factor");
         return Err(EngineError::Model(format!("{name} is {factor}; it must be 0.001 to 1000000")));
     }
     let mut magnitude = keys.number("rope.scaling.attn_factor")?.filter(|&f| f != 0.0).unwrap_or(1.0);
     match kind.as_str() {
-        "none" | "linear" => {
-            frequencies.iter_mut().for_each(|f| *f /= if kind == "none" { 1.0 } else { factor })
+        "none" => {}
+        "linear" => {
+            for frequency in &mut frequencies {
+                *frequency /= factor;
+            }
         }
         "yarn" => {
             let original =

@@ -117,6 +117,7 @@ impl Sampler {
 }
 
 /// Highest first; equal ones by id, so that the order is total and repeatable.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "the signature that sorting wants")]
 fn by_logit(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }

@@ -35,8 +35,10 @@ impl Bpe {
         let mut pairs = Vec::with_capacity(merges.len());
         let mut joined = String::new();
         for (index, merge) in merges.iter().enumerate() {
-            let Some((left, right)) = merge.split_once(' ').filter(|(l, r)| !l.is_empty() && !r.is_empty()) else {
-                let what = format!("{MERGES}[{index}] is {merge:?}, not two tokens with a space between them");
+            let Some((left, right)) = merge.split_once(' ').filter(|(l, r)| !l.is_empty() && !r.is_empty())
+            else {
+                let what =
+                    format!("{MERGES}[{index}] is {merge:?}, not two tokens with a space between them");
                 return Err(TextError::Metadata(what));
             };
             joined.clear();
@@ -47,7 +49,8 @@ impl Bpe {
                 continue;
             }
             if let Some(missing) = parts.iter().find(|part| !vocab.contains_key(**part)) {
-                let what = format!("{MERGES}[{index}] needs {missing:?}, which is not in tokenizer.ggml.tokens");
+                let what =
+                    format!("{MERGES}[{index}] needs {missing:?}, which is not in tokenizer.ggml.tokens");
                 return Err(TextError::Metadata(what));
             }
             pairs.push((left.to_owned(), right.to_owned()));

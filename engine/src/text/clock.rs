@@ -94,7 +94,9 @@ fn civil(days: u64) -> (u64, u64, u64) {
     }
     let mut rest = days - days_before_year(year);
     let leap = days_before_year(year + 1) - days_before_year(year) == 366;
-    for (month, length) in [31, 28 + u64::from(leap), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31].into_iter().enumerate() {
+    for (month, length) in
+        [31, 28 + u64::from(leap), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31].into_iter().enumerate()
+    {
         if rest < length {
             return (year, month as u64 + 1, rest + 1);
         }
@@ -122,6 +124,9 @@ mod tests {
             assert_eq!(strftime(UNIX_EPOCH + Duration::from_secs(seconds), "%Y-%m-%d %a %j %I %p"), text);
         }
         let day = UNIX_EPOCH + Duration::from_secs(1_720_137_600 + 3_723);
-        assert_eq!(strftime(day, "%d %b %Y, %B %-d %A %H:%M:%S %e|%q%%"), "05 Jul 2024, July 5 Friday 01:02:03  5|%q%");
+        assert_eq!(
+            strftime(day, "%d %b %Y, %B %-d %A %H:%M:%S %e|%q%%"),
+            "05 Jul 2024, July 5 Friday 01:02:03  5|%q%"
+        );
     }
 }

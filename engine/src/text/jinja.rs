@@ -7,7 +7,8 @@
 use std::time::SystemTime;
 
 use minijinja::{
-    AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, Value, syntax::SyntaxConfig,
+    AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, Value,
+    syntax::SyntaxConfig,
     value::{Kwargs, ValueKind},
 };
 use minijinja_contrib::pycompat;
@@ -35,7 +36,8 @@ pub(super) fn environment(source: &str) -> Result<Environment<'static>, Error> {
     environment.add_function("strftime_now", |format: &str| clock::strftime(SystemTime::now(), format));
     environment.add_filter("tojson", to_json);
     // In Python strings can be iterated over and indexed, and templates test for that.
-    environment.add_test("iterable", |value: &Value| value.kind() == ValueKind::String || value.try_iter().is_ok());
+    environment
+        .add_test("iterable", |value: &Value| value.kind() == ValueKind::String || value.try_iter().is_ok());
     environment.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map)
     });
@@ -89,14 +91,16 @@ fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) 
     }
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "minijinja hands its arguments over")]
 fn to_json(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
-    let mut style = pyjson::Style::default();
-    style.ascii = kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
-    style.sorted = kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
-    style.indent = kwargs.get::<Option<usize>>("indent")?;
-    if style.indent.is_some() {
-        style.item_separator = ",".to_owned();
-    }
+    let indent = kwargs.get::<Option<usize>>("indent")?;
+    let mut style = pyjson::Style {
+        ascii: kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+        sorted: kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+        indent,
+        item_separator: if indent.is_some() { "," } else { ", " }.to_owned(),
+        key_separator: ": ".to_owned(),
+    };
     if let Some(separators) = kwargs.get::<Option<Vec<String>>>("separators")? {
         let [item, key] = <[String; 2]>::try_from(separators)
             .map_err(|_| Error::new(ErrorKind::InvalidOperation, "tojson: separators are two strings"))?;
@@ -107,21 +111,33 @@ fn to_json(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
 }
 
 /// `{% generation %}` marks what training learns from and prints nothing; it becomes `{% if true %}`.
+/// Expressions and comments are passed over: what looks like the tag there is text.
 fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let Some(len) = rest[start..].find("%}") else { break };
-        let tag = &rest[start + 2..start + len];
-        let word = tag.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
-        out.push_str(&rest[..start + 2]);
-        match word {
+    while let Some((start, end)) = next_tag(rest) {
+        let (before, tag) = rest[..end].split_at(start);
+        out.push_str(before);
+        match tag.strip_prefix("{%").unwrap_or_default().trim_matches(['-', '+']).trim() {
             "generation" => out.push_str(&tag.replace("generation", " if true ")),
             "endgeneration" => out.push_str(&tag.replace("endgeneration", " endif ")),
             _ => out.push_str(tag),
         }
-        rest = &rest[start + len..];
+        rest = &rest[end..];
     }
     out.push_str(rest);
     out
+}
+
+/// Where the next `{% … `, `{{ … ` or `{# … ` begins, and where what closes it does.
+fn next_tag(text: &str) -> Option<(usize, usize)> {
+    let (start, close) =
+        text.match_indices('{').find_map(|(at, _)| match text.as_bytes().get(at + 1)? {
+            b'%' => Some((at, "%}")),
+            b'{' => Some((at, "}}")),
+            b'#' => Some((at, "#}")),
+            _ => None,
+        })?;
+    let len = text[start + 2..].find(close)?;
+    Some((start, start + 2 + len))
 }

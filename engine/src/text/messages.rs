@@ -30,7 +30,9 @@ fn is_empty_list(value: Option<&Json>) -> bool {
 
 fn content(message: &mut Map<String, Json>, template: &str) -> Result<(), String> {
     let text = match message.get("content") {
-        None | Some(Json::Null) if message.contains_key("tool_calls") && tests_for_none(template) => Json::Null,
+        None | Some(Json::Null) if message.contains_key("tool_calls") && tests_for_none(template) => {
+            Json::Null
+        }
         None | Some(Json::Null) => Json::String(String::new()),
         Some(Json::Array(parts)) => Json::String(joined(parts)?),
         Some(_) => return Ok(()),

@@ -14,13 +14,6 @@ pub(super) struct Style {
     pub(super) key_separator: String,
 }
 
-impl Default for Style {
-    fn default() -> Self {
-        let (item_separator, key_separator) = (", ".to_owned(), ": ".to_owned());
-        Self { ascii: false, sorted: false, indent: None, item_separator, key_separator }
-    }
-}
-
 /// An indent beyond this is no layout.
 const MAX_INDENT: usize = 64;
 
@@ -42,7 +35,9 @@ fn write(value: &Value, style: &Style, depth: usize, out: &mut String) -> Result
         ValueKind::String => string(value.as_str().unwrap_or_default(), style.ascii, out),
         ValueKind::Seq | ValueKind::Iterable => {
             let items: Vec<Value> = value.try_iter()?.collect();
-            block(items.len(), ['[', ']'], style, depth, out, |index, out| write(&items[index], style, depth + 1, out))?;
+            block(items.len(), ['[', ']'], style, depth, out, |index, out| {
+                write(&items[index], style, depth + 1, out)
+            })?;
         }
         ValueKind::Map => {
             let mut keys: Vec<Value> = value.try_iter()?.collect();

@@ -102,7 +102,9 @@ impl Spm {
     fn emit(&self, piece: &str, out: &mut Vec<u32>) {
         match self.pieces.get(piece) {
             Some((id, _)) => out.push(*id),
-            None => out.extend(piece.bytes().filter_map(|byte| self.bytes[usize::from(byte)].or(self.unknown))),
+            None => {
+                out.extend(piece.bytes().filter_map(|byte| self.bytes[usize::from(byte)].or(self.unknown)));
+            }
         }
     }
 }

@@ -30,7 +30,8 @@ pub enum StopOutcome {
 impl StopMatcher {
     /// Empty strings are ignored.
     pub fn new(stops: &[String]) -> Self {
-        let automata = stops.iter().filter(|stop| !stop.is_empty()).map(|stop| Automaton::new(stop)).collect();
+        let automata =
+            stops.iter().filter(|stop| !stop.is_empty()).map(|stop| Automaton::new(stop)).collect();
         Self { automata, tail: String::new(), start: 0, stopped: false }
     }
 

@@ -64,7 +64,8 @@ struct Compiled {
 
 impl Compiled {
     fn new(source: &str) -> Result<Self, TextError> {
-        let environment = jinja::environment(source).map_err(|error| TextError::Template(one_line(&error)))?;
+        let environment =
+            jinja::environment(source).map_err(|error| TextError::Template(one_line(&error)))?;
         Ok(Self { environment, source: source.to_owned() })
     }
 }
@@ -74,13 +75,19 @@ impl ChatTemplate {
     ///
     /// `Auto` takes the model's own template; without one, Llama 3's for its tokenizer and `ChatML` for
     /// vocabularies with `<|im_start|>`. A template that does not compile is an error, never replaced.
-    pub fn choose(format: PromptFormat, metadata: &Metadata, tokenizer: &Tokenizer) -> Result<Option<Self>, TextError> {
+    pub fn choose(
+        format: PromptFormat,
+        metadata: &Metadata,
+        tokenizer: &Tokenizer,
+    ) -> Result<Option<Self>, TextError> {
         let own = own_source(metadata)?;
         let source = match format {
             PromptFormat::Raw => return Ok(None),
             PromptFormat::Llama3Chat => LLAMA3,
             PromptFormat::QwenChat => CHATML,
-            PromptFormat::Template => own.ok_or_else(|| no_template("choose raw, llama3-chat or qwen-chat"))?,
+            PromptFormat::Template => {
+                own.ok_or_else(|| no_template("choose raw, llama3-chat or qwen-chat"))?
+            }
             PromptFormat::Auto => match own {
                 Some(own) => own,
                 None => guess(metadata)?,
@@ -143,7 +150,9 @@ impl ChatTemplate {
         ];
         context.extend(extra.into_iter().flatten().map(|(key, json)| (key.as_str(), jinja::value(json))));
         let template = compiled.environment.get_template(jinja::NAME);
-        template.and_then(|template| template.render(Value::from_pairs(context))).map_err(|error| refusal(&error))
+        template
+            .and_then(|template| template.render(Value::from_pairs(context)))
+            .map_err(|error| refusal(&error))
     }
 
     /// True when `prompt` already holds the template's markers (`<|im_start|>`, `<|start_header_id|>`, …).
@@ -163,7 +172,8 @@ fn own_source(metadata: &Metadata) -> Result<Option<&str>, TextError> {
         // A list of one is a template; longer ones do not say which is which.
         Some(gguf::Value::Strings(list)) if list.len() == 1 => Some(list[0].as_str()),
         Some(gguf::Value::Strings(list)) => {
-            let what = format!("{TEMPLATE} is a list of {}; supported is a string or a list of one", list.len());
+            let what =
+                format!("{TEMPLATE} is a list of {}; supported is a string or a list of one", list.len());
             return Err(TextError::Metadata(what));
         }
         _ => metadata.str(TEMPLATE)?,
@@ -185,7 +195,9 @@ fn guess(metadata: &Metadata) -> Result<&'static str, TextError> {
     } else if tokens.iter().any(|token| token == "<|im_start|>") {
         Ok(CHATML)
     } else {
-        Err(no_template("and its vocabulary is neither Llama 3's nor ChatML's: choose raw, llama3-chat or qwen-chat"))
+        Err(no_template(
+            "and its vocabulary is neither Llama 3's nor ChatML's: choose raw, llama3-chat or qwen-chat",
+        ))
     }
 }
 

@@ -63,7 +63,8 @@ impl Tokenizer {
             TextError::Metadata(format!("{PRE} is {name:?}; supported are {}", Pre::supported()))
         })?;
         let vocab = Vocab::from_metadata(metadata, Spelling::ByteLevel)?;
-        let merges = metadata.strings(MERGES)?
+        let merges = metadata
+            .strings(MERGES)?
             .ok_or_else(|| TextError::Metadata(format!("{MERGES} is missing, which {MODEL} gpt2 needs")))?;
         let texts = tokens(metadata)?;
         let (ordinary, reserved) = split_ordinary(texts, &vocab);
@@ -75,7 +76,8 @@ impl Tokenizer {
     fn sentence_piece(metadata: &Metadata) -> Result<Self, TextError> {
         let vocab = Vocab::from_metadata(metadata, Spelling::SentencePiece)?;
         let texts = tokens(metadata)?;
-        let scores = metadata.f64s(SCORES)?
+        let scores = metadata
+            .f64s(SCORES)?
             .ok_or_else(|| TextError::Metadata(format!("{SCORES} is missing, which {MODEL} llama needs")))?;
         if scores.len() != texts.len() {
             let what = format!("{SCORES} has {} entries, {TOKENS} has {}", scores.len(), texts.len());
@@ -119,7 +121,8 @@ impl Tokenizer {
             }
         }
         // The prefix is part of SentencePiece; byte-level files carry the key without meaning it.
-        let prefix = matches!(encoder, Encoder::Spm(_)) && flag("add_space_prefix")?.unwrap_or(default_prefix);
+        let prefix =
+            matches!(encoder, Encoder::Spm(_)) && flag("add_space_prefix")?.unwrap_or(default_prefix);
         let specials = |kinds: &[Kind]| Specials::new(tokens(metadata)?, &vocab, kinds);
         Ok(Self {
             add_bos: add_bos.unwrap_or(default_bos),

@@ -109,7 +109,8 @@ impl Vocab {
             ends.push(bytes.len());
         }
         // SentencePiece models of the llama family number these the same way.
-        let default = |id: u32| (spelling == Spelling::SentencePiece && (id as usize) < tokens.len()).then_some(id);
+        let default =
+            |id: u32| (spelling == Spelling::SentencePiece && (id as usize) < tokens.len()).then_some(id);
         let special = |name: &str| special_id(metadata, name, tokens.len());
         let bos = special("bos")?.or(default(1));
         let eos = special("eos")?.or(default(2));
@@ -143,7 +144,8 @@ impl Vocab {
 
 /// The tokens as the file spells them, at least one.
 pub(super) fn tokens(metadata: &Metadata) -> Result<&[String], TextError> {
-    metadata.strings(TOKENS)?
+    metadata
+        .strings(TOKENS)?
         .filter(|tokens| !tokens.is_empty() && tokens.len() < u32::MAX as usize)
         .ok_or_else(|| TextError::Metadata(format!("{TOKENS} is missing or empty: there is no vocabulary")))
 }
@@ -187,7 +189,9 @@ fn token_bytes(token: &str, kind: Kind, spelling: Spelling, bytes: &mut Vec<u8>)
     match (kind, spelling) {
         (Kind::Unused, _) => {}
         (Kind::Control | Kind::Unknown | Kind::UserDefined, _) => bytes.extend_from_slice(token.as_bytes()),
-        (Kind::Byte, _) => bytes.push(named_byte(token).ok_or_else(|| format!("is {token:?}, not <0x00> to <0xFF>"))?),
+        (Kind::Byte, _) => {
+            bytes.push(named_byte(token).ok_or_else(|| format!("is {token:?}, not <0x00> to <0xFF>"))?);
+        }
         (_, Spelling::ByteLevel) => bpe::spelt_bytes(token, bytes),
         (_, Spelling::SentencePiece) => bytes.extend_from_slice(token.replace('▁', " ").as_bytes()),
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use m40llm_engine::{
-    BackendChoice, Engine, EngineConfig, Event, GenerateRequest, SamplingParams, TokenOut, KvType,
+    BackendChoice, Engine, EngineConfig, Event, GenerateRequest, KvType, SamplingParams, TokenOut,
 };
 use serde::Deserialize;
 
@@ -56,8 +56,10 @@ struct Bounds {
 /// Nothing but the order of float additions differs.
 const EXACT: Bounds = Bounds { mean: 1e-3, worst: 5e-2, margin: 0.5 };
 /// Activations rounded to 8 bits a block of 32 (relative error about 1/250 of a block's largest value, at
-/// every matrix) and keys and values to half precision.
-const FAST: Bounds = Bounds { mean: 0.1, worst: 2.0, margin: 1.0 };
+/// every matrix) and keys and values to half precision. llama.cpp's own kernels, which round activations
+/// alike, are 0.146 in the mean and 1.64 at worst from the same goldens on SmolLM2, whose 135M parameters
+/// are sensitive; being no further off than a tenth above that is what the rounding justifies.
+const FAST: Bounds = Bounds { mean: 0.16, worst: 1.8, margin: 1.0 };
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the engine lies in the repository").to_owned()

@@ -69,9 +69,11 @@ fn long_stop_strings_that_nearly_match_cost_linear_time() {
 
 /// Text before the first match in the whole, by the matcher's rule: first completed, then longest.
 fn naive(text: &str, stops: &[String]) -> Option<String> {
-    let ends = |end: &usize| stops.iter().filter(|s| !s.is_empty() && text[..*end].ends_with(s.as_str())).map(String::len).max();
-    let boundaries = (0..=text.len()).filter(|at| text.is_char_boundary(*at));
-    boundaries.filter_map(|end| ends(&end).map(|len| text[..end - len].to_owned())).next()
+    let ends = |end: &usize| {
+        stops.iter().filter(|s| !s.is_empty() && text[..*end].ends_with(s.as_str())).map(String::len).max()
+    };
+    let mut boundaries = (0..=text.len()).filter(|at| text.is_char_boundary(*at));
+    boundaries.find_map(|end| ends(&end).map(|len| text[..end - len].to_owned()))
 }
 
 proptest! {

@@ -18,7 +18,8 @@ fn compiled(source: &str) -> ChatTemplate {
 
 /// What `source` prints with one message in reach.
 fn printed(source: &str) -> Result<String, String> {
-    let messages = json!([{"role": "user", "content": " Hi, there ", "n": 3, "d": {"b": 1, "a": [true, null, 1.5]}}]);
+    let messages =
+        json!([{"role": "user", "content": " Hi, there ", "n": 3, "d": {"b": 1, "a": [true, null, 1.5]}}]);
     render(&compiled(source), &messages).map_err(|error| error.to_string())
 }
 
@@ -100,7 +101,8 @@ fn our_own_templates_print_the_same_in_jinja2() {
     // SmolLM2's vocabulary is ChatML's; llama-bpe's has Llama 3's BOS and no template of its own.
     check_prompts("chatml", &chosen(PromptFormat::QwenChat, "smollm2"));
     let vocabulary = vocabulary("llama-bpe");
-    let template = ChatTemplate::choose(PromptFormat::Auto, &vocabulary.metadata, &vocabulary.tokenizer).unwrap();
+    let template =
+        ChatTemplate::choose(PromptFormat::Auto, &vocabulary.metadata, &vocabulary.tokenizer).unwrap();
     check_prompts("llama3", &template.unwrap());
 }
 
@@ -108,21 +110,48 @@ fn our_own_templates_print_the_same_in_jinja2() {
 fn python_is_spoken() {
     for (source, expected) in [
         ("{{ messages[0].content.strip().split(', ') }}", "['Hi', 'there']"),
-        ("{{ 'a b  c'.split() }}{{ 'xay'.replace('a', '') }}{{ 'ab'.title() ~ 'Ab'.upper() }}", "['a', 'b', 'c']xyAbAB"),
+        (
+            "{{ 'a b  c'.split() }}{{ 'xay'.replace('a', '') }}{{ 'ab'.title() ~ 'Ab'.upper() }}",
+            "['a', 'b', 'c']xyAbAB",
+        ),
         ("{{ 'abc'[-1] }}{{ 'abc'[1:] }}{{ 'abc'[::-1] }}{{ messages[-1].role }}", "cbccbauser"),
         ("{{ 'abc'.startswith('ab') and not 'abc'.endswith(('x', 'y')) }}{{ 'abc'.find('c') }}", "True2"),
-        ("{{ 'prefix'.removeprefix('pre') }}{{ '<b>'.lstrip('<').rstrip('>') }}{{ ','.join(['a', 'b']) }}", "fixba,b"),
+        (
+            "{{ 'prefix'.removeprefix('pre') }}{{ '<b>'.lstrip('<').rstrip('>') }}{{ ','.join(['a', 'b']) }}",
+            "fixba,b",
+        ),
         ("{% for k, v in messages[0].d.items() %}{{ k }}={{ v }};{% endfor %}", "b=1;a=[True, None, 1.5];"),
         ("{{ messages[0].d.get('z', 'none') }}{{ messages[0].d.keys() | list }}", "none['b', 'a']"),
         ("{{ messages[0].d | tojson }}", r#"{"b": 1, "a": [true, null, 1.5]}"#),
-        ("{{ messages[0].d | tojson(indent=2) }}", "{\n  \"b\": 1,\n  \"a\": [\n    true,\n    null,\n    1.5\n  ]\n}"),
-        ("{{ messages[0].d | tojson(separators=(',', ':'), sort_keys=true) }}", r#"{"a":[true,null,1.5],"b":1}"#),
-        (r#"{{ "é<&>'\"\n\u007f" | tojson }}{{ 'é🦙' | tojson(ensure_ascii=true) }}"#, "\"é<&>'\\\"\\n\u{7f}\"\"\\u00e9\\ud83e\\udd99\""),
+        (
+            "{{ messages[0].d | tojson(indent=2) }}",
+            "{\n  \"b\": 1,\n  \"a\": [\n    true,\n    null,\n    1.5\n  ]\n}",
+        ),
+        (
+            "{{ messages[0].d | tojson(separators=(',', ':'), sort_keys=true) }}",
+            r#"{"a":[true,null,1.5],"b":1}"#,
+        ),
+        (
+            r#"{{ "é<&>'\"\n\u007f" | tojson }}{{ 'é🦙' | tojson(ensure_ascii=true) }}"#,
+            "\"é<&>'\\\"\\n\u{7f}\"\"\\u00e9\\ud83e\\udd99\"",
+        ),
         ("{{ 1e100 | tojson }} {{ 0.00001 | tojson }} {{ 100.0 | tojson }}", "1e+100 1e-05 100.0"),
-        ("{% set ns = namespace(n=0) %}{% for x in range(9) %}{% if x == 5 %}{% break %}{% endif %}{% if x is odd %}{% continue %}{% endif %}{% set ns.n = ns.n + x %}{% endfor %}{{ ns.n }}", "6"),
-        ("{{ undefined_thing }}|{{ undefined_thing is defined }}|{{ 'x' in messages[0] }}|{{ tools is none }}", "|False|False|True"),
-        ("{{ 'a' is iterable }}{{ 'a' is sequence }}{{ 'a' is mapping }}{{ messages[0].d is mapping }}{{ 1 is string }}", "TrueTrueFalseTrueFalse"),
-        ("{{ true }} {{ none }} {{ 1.0 }} {{ [1, 'a', none] }} {{ bos_token }}{{ eos_token }}", "True None 1.0 [1, 'a', None] <s></s>"),
+        (
+            "{% set ns = namespace(n=0) %}{% for x in range(9) %}{% if x == 5 %}{% break %}{% endif %}{% if x is odd %}{% continue %}{% endif %}{% set ns.n = ns.n + x %}{% endfor %}{{ ns.n }}",
+            "6",
+        ),
+        (
+            "{{ undefined_thing }}|{{ undefined_thing is defined }}|{{ 'x' in messages[0] }}|{{ tools is none }}",
+            "|False|False|True",
+        ),
+        (
+            "{{ 'a' is iterable }}{{ 'a' is sequence }}{{ 'a' is mapping }}{{ messages[0].d is mapping }}{{ 1 is string }}",
+            "TrueTrueFalseTrueFalse",
+        ),
+        (
+            "{{ true }} {{ none }} {{ 1.0 }} {{ [1, 'a', none] }} {{ bos_token }}{{ eos_token }}",
+            "True None 1.0 [1, 'a', None] <s></s>",
+        ),
         ("  {% if true %}  \n  x\n  {%- endif %}\ny\n", "  \n  xy"),
         ("{% generation %}{{ 'x' }}{%- endgeneration -%} y", "xy"),
         ("{% macro f(a, b='c') %}{{ a }}{{ b }}{% endmacro %}{{ f('x') }}", "xc"),
@@ -144,7 +173,8 @@ fn what_python_refuses_is_refused() {
         "{{ 'a' | no_such_filter }}",
         "{{ 'a'.no_such_method() }}",
     ] {
-        let result = ChatTemplate::from_source(source, "", "").and_then(|t| render(&t, &json!([{"role": "user", "content": "x"}])));
+        let result = ChatTemplate::from_source(source, "", "")
+            .and_then(|t| render(&t, &json!([{"role": "user", "content": "x"}])));
         assert!(result.is_err(), "{source}: {result:?}");
     }
 }
@@ -153,7 +183,8 @@ fn what_python_refuses_is_refused() {
 fn raise_exception_gives_its_own_words() {
     let error = render(&compiled("{{ raise_exception('Roles must alternate!') }}"), &json!([])).unwrap_err();
     assert!(matches!(error, TextError::Rejected(message) if message == "Roles must alternate!"));
-    let nested = "{% macro f() %}{{ raise_exception('Inside') }}{% endmacro %}{% for x in [1] %}{{ f() }}{% endfor %}";
+    let nested =
+        "{% macro f() %}{{ raise_exception('Inside') }}{% endmacro %}{% for x in [1] %}{{ f() }}{% endfor %}";
     let error = render(&compiled(nested), &json!([])).unwrap_err();
     assert!(matches!(&error, TextError::Rejected(message) if message == "Inside"), "{error}");
 }
@@ -197,7 +228,9 @@ assistant:{"role": "assistant", "content": "", "tool_calls": [{"function": {"nam
 "#;
     assert_eq!(render(&template, &messages).unwrap(), expected);
 
-    let knows = compiled("{% for m in messages %}{{ 'D' if m.role == 'developer' }}{{ m.content is none }}{% endfor %}");
+    let knows = compiled(
+        "{% for m in messages %}{{ 'D' if m.role == 'developer' }}{{ m.content is none }}{% endfor %}",
+    );
     assert!(knows.knows_developer() && !template.knows_developer());
     let messages = json!([{"role": "developer", "content": "x"}, {"role": "assistant", "content": null, "tool_calls": [{}]}]);
     assert_eq!(render(&knows, &messages).unwrap(), "DFalseTrue");
@@ -242,7 +275,8 @@ fn the_right_template_is_chosen() {
     let own = ("tokenizer.chat_template", "own");
     let prompt = |pairs: &[(&str, &str)], tokens: &[&str], format| {
         let (metadata, tokenizer) = model(pairs, tokens);
-        let template = ChatTemplate::choose(format, &metadata, &tokenizer).map_err(|error| error.to_string())?;
+        let template =
+            ChatTemplate::choose(format, &metadata, &tokenizer).map_err(|error| error.to_string())?;
         Ok(template.map(|template| render(&template, &json!([{"role": "user", "content": "x"}])).unwrap()))
     };
     let chatml = "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n".to_owned();
@@ -259,7 +293,10 @@ fn the_right_template_is_chosen() {
     assert_eq!(prompt(&[("tokenizer.chat_template", " ")], &["<|im_start|>"], Auto), is(&chatml));
     for (format, tokens) in [(Auto, ["a"]), (Template, ["<|im_start|>"])] {
         let error = prompt(&[], &tokens, format).unwrap_err();
-        assert!(["raw", "llama3-chat", "qwen-chat", "--prompt-format"].iter().all(|word| error.contains(word)), "{error}");
+        assert!(
+            ["raw", "llama3-chat", "qwen-chat", "--prompt-format"].iter().all(|word| error.contains(word)),
+            "{error}"
+        );
     }
     let broken = prompt(&[("tokenizer.chat_template", "{% if %}")], &["<|im_start|>"], Auto).unwrap_err();
     assert!(broken.starts_with("the chat template does not compile") && !broken.contains('\n'), "{broken}");
@@ -267,7 +304,10 @@ fn the_right_template_is_chosen() {
 
 #[test]
 fn requests_with_tools_take_the_template_for_them() {
-    let pairs = [("tokenizer.chat_template", "plain"), ("tokenizer.chat_template.tool_use", "{{ tools | length }} tools")];
+    let pairs = [
+        ("tokenizer.chat_template", "plain"),
+        ("tokenizer.chat_template.tool_use", "{{ tools | length }} tools"),
+    ];
     let (metadata, tokenizer) = model(&pairs, &["a"]);
     let template = ChatTemplate::choose(PromptFormat::Auto, &metadata, &tokenizer).unwrap().unwrap();
     let tools = [json!({"type": "function"})];

@@ -89,7 +89,9 @@ fn phi3_ids_are_those_of_llama_cpp() {
 /// space as U+2581.
 fn speakable(name: &str, text: &str) -> String {
     let rare = |c: char| match name {
-        "smollm2" => "\u{4}\u{6}\u{13}\u{14}\u{16}\u{1d}".contains(c) || ('\u{40000}'..'\u{c0000}').contains(&c),
+        "smollm2" => {
+            "\u{4}\u{6}\u{13}\u{14}\u{16}\u{1d}".contains(c) || ('\u{40000}'..'\u{c0000}').contains(&c)
+        }
         "llama-spm" | "phi-3" => c == '▁',
         _ => false,
     };
@@ -213,7 +215,11 @@ fn bad_metadata_is_refused_by_name() {
         ("model", text("t5"), vec!["tokenizer.ggml.model", "t5", "gpt2", "llama"]),
         ("model", Some(Value::U64(1)), vec!["tokenizer.ggml.model"]),
         ("model", text("llama"), vec!["tokenizer.ggml.scores"]),
-        ("pre", text("tekken"), vec!["tokenizer.ggml.pre", "tekken", "llama-bpe", "qwen2", "smollm", "gpt-2", "default"]),
+        (
+            "pre",
+            text("tekken"),
+            vec!["tokenizer.ggml.pre", "tekken", "llama-bpe", "qwen2", "smollm", "gpt-2", "default"],
+        ),
         ("tokens", None, vec!["tokenizer.ggml.tokens"]),
         ("tokens", strings(&[]), vec!["tokenizer.ggml.tokens"]),
         ("tokens", strings(&["a", "b"]), vec!["tokenizer.ggml.token_type", "4", "2"]),

@@ -36,7 +36,10 @@ fn file(name: &str) -> (PathBuf, &'static str) {
     let models = root().join("models");
     match name {
         "smollm2" => (models.join("smollm2-135m-instruct-q4_1.gguf"), "scripts/fetch-model.sh smollm2"),
-        "qwen2.5-coder" => (models.join("qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"), "scripts/fetch-model.sh qwen2.5-coder-0.5b"),
+        "qwen2.5-coder" => (
+            models.join("qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"),
+            "scripts/fetch-model.sh qwen2.5-coder-0.5b",
+        ),
         _ => (models.join(format!("vocabs/ggml-vocab-{name}.gguf")), "scripts/fetch-vocabs.sh"),
     }
 }

@@ -224,7 +224,7 @@ fn quantize_row_any(form: Form, values: &[f32], target: &mut Target<'_>) {
     let bytes = lines_as_bytes(target.q);
     for g in 0..target.dx.len() {
         let mut q = [0i8; GROUP];
-        let dx = groups.get(g).map_or(0.0, |x| quantize_group(x, &mut q));
+        let dx = if let Some(x) = groups.get(g) { quantize_group(x, &mut q) } else { 0.0 };
         let half = |h: usize| q[16 * h..16 * h + 16].iter().map(|&q| i32::from(q)).sum::<i32>();
         let (a, b) = (half(0), half(1));
         let sum = dx * (a + b) as f32;

@@ -146,51 +146,45 @@ impl<'a> Chunks<'a> {
 /// Eight partial sums of a group: low 128 bits its first half's, high ones its second half's.
 ///
 /// |w| <= 128 and |x| <= 127, so a pair of products is within 16 bits.
-#[inline(always)]
-unsafe fn partial(q: &[i8; GROUP], x: &[u8; GROUP]) -> __m256i {
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn partial(q: &[i8; GROUP], x: &[u8; GROUP]) -> __m256i {
     // SAFETY: loads of 32 bytes from arrays of 32.
-    unsafe {
-        let (q, x) = (_mm256_loadu_si256(q.as_ptr().cast()), _mm256_loadu_si256(x.as_ptr().cast()));
-        let products = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q));
-        _mm256_madd_epi16(products, _mm256_set1_epi16(1))
-    }
+    let (q, x) = unsafe { (_mm256_loadu_si256(q.as_ptr().cast()), _mm256_loadu_si256(x.as_ptr().cast())) };
+    let products = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q));
+    _mm256_madd_epi16(products, _mm256_set1_epi16(1))
 }
 
 /// Sums of the half groups of eight groups: groups 0-3 and 4-7, first halves in the low 128 bits.
-#[inline(always)]
-unsafe fn eight_dots(q: &[[i8; GROUP]], x: &[[u8; GROUP]]) -> [__m256i; 2] {
-    // SAFETY: register operations.
-    unsafe {
-        let pair = |g: usize| _mm256_hadd_epi32(partial(&q[g], &x[g]), partial(&q[g + 1], &x[g + 1]));
-        [_mm256_hadd_epi32(pair(0), pair(2)), _mm256_hadd_epi32(pair(4), pair(6))]
-    }
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn eight_dots(q: &[[i8; GROUP]], x: &[[u8; GROUP]]) -> [__m256i; 2] {
+    let pair = |g: usize| _mm256_hadd_epi32(partial(&q[g], &x[g]), partial(&q[g + 1], &x[g + 1]));
+    [_mm256_hadd_epi32(pair(0), pair(2)), _mm256_hadd_epi32(pair(4), pair(6))]
 }
 
 /// The two half sums of one group.
-#[inline(always)]
-unsafe fn halves(q: &[i8; GROUP], x: &[u8; GROUP]) -> [i32; 2] {
-    // SAFETY: register operations.
-    let v = unsafe {
-        let v = partial(q, x);
-        let v = _mm256_hadd_epi32(v, v);
-        _mm256_hadd_epi32(v, v)
-    };
-    // SAFETY: as above.
-    unsafe { [_mm256_extract_epi32::<0>(v), _mm256_extract_epi32::<4>(v)] }
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn halves(q: &[i8; GROUP], x: &[u8; GROUP]) -> [i32; 2] {
+    let v = partial(q, x);
+    let v = _mm256_hadd_epi32(v, v);
+    let v = _mm256_hadd_epi32(v, v);
+    [_mm256_extract_epi32::<0>(v), _mm256_extract_epi32::<4>(v)]
 }
 
 /// Values of chunk `c`, two a group, as those of first halves and of second ones.
-#[inline(always)]
-unsafe fn by_half(values: &[f32], c: usize) -> [__m256; 2] {
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn by_half(values: &[f32], c: usize) -> [__m256; 2] {
     let values = &values[2 * LANES * c..2 * LANES * (c + 1)];
     // SAFETY: 16 floats are there.
-    unsafe {
-        let (low, high) = (_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values[LANES..].as_ptr()));
-        let a = _mm256_shuffle_ps::<0b10_00_10_00>(low, high);
-        let b = _mm256_shuffle_ps::<0b11_01_11_01>(low, high);
-        let sort = |v| _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(_mm256_castps_pd(v)));
-        [sort(a), sort(b)]
-    }
+    let (low, high) =
+        unsafe { (_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values[LANES..].as_ptr())) };
+    let a = _mm256_shuffle_ps::<0b10_00_10_00>(low, high);
+    let b = _mm256_shuffle_ps::<0b11_01_11_01>(low, high);
+    let sort = |v| _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(_mm256_castps_pd(v)));
+    [sort(a), sort(b)]
 }
 
 #[inline(always)]

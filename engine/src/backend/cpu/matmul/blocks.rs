@@ -4,8 +4,6 @@
 //! ggml-common.h. Written plainly; it serves the portable and AVX2 kernels and is what the AVX-512
 //! unpacking is tested against.
 
-use half::f16;
-
 use crate::gguf::DType;
 
 /// The non-linear 4-bit types' values.
@@ -22,8 +20,16 @@ pub(super) const fn is_float(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
 }
 
+/// A half as f32. In place of `half`'s conversion, which asks for the CPU's features each time.
+#[inline(always)]
 fn half_at(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+    let bits = u32::from(u16::from_le_bytes([block[at], block[at + 1]]));
+    let (exponent, mantissa) = (bits & 0x7C00, bits & 0x3FF);
+    // The exponent's bias differs by 112, for infinities by as much again. Subnormals count 2^-24.
+    let special = if exponent == 0x7C00 { 112 << 23 } else { 0 };
+    let normal = ((bits & 0x7FFF) << 13) + (112 << 23) + special;
+    let subnormal = (mantissa as f32 * f32::from_bits((127 - 24) << 23)).to_bits();
+    f32::from_bits(if exponent == 0 { subnormal } else { normal } | (bits & 0x8000) << 16)
 }
 
 /// Unpacks one row. `q`: a byte per column; `d` and `m`: one per group of 32 or 16; `m` stays as it is
@@ -37,11 +43,11 @@ pub(super) fn unpack_row(dtype: DType, row: &[u8], q: &mut [i8], d: &mut [f32], 
         match dtype {
             DType::Q4_0 => {
                 d[0] = half_at(block, 0);
-                nibbles(&block[2..18], q, |n| n as i8 - 8);
+                four_bits(&block[2..18], q, 8);
             }
             DType::Q4_1 => {
                 (d[0], m[0]) = (half_at(block, 0), half_at(block, 2));
-                nibbles(&block[4..20], q, |n| n as i8);
+                four_bits(&block[4..20], q, 0);
             }
             DType::Q5_0 => {
                 d[0] = half_at(block, 0);
@@ -53,11 +59,13 @@ pub(super) fn unpack_row(dtype: DType, row: &[u8], q: &mut [i8], d: &mut [f32], 
             }
             DType::Q8_0 => {
                 d[0] = half_at(block, 0);
-                q.iter_mut().zip(&block[2..34]).for_each(|(q, b)| *q = b.cast_signed());
+                if let (Some(q), Some(bytes)) = (q.first_chunk_mut::<32>(), block[2..].first_chunk::<32>()) {
+                    *q = bytes.map(u8::cast_signed);
+                }
             }
             DType::IQ4_NL => {
                 d[0] = half_at(block, 0);
-                nibbles(&block[2..18], q, |n| IQ4_VALUES[usize::from(n)]);
+                looked_up(&block[2..18], q);
             }
             DType::IQ4_XS => iq4_xs(block, q, d),
             DType::Q2_K => q2_k(block, q, d, m),
@@ -70,29 +78,70 @@ pub(super) fn unpack_row(dtype: DType, row: &[u8], q: &mut [i8], d: &mut [f32], 
     }
 }
 
-/// 16 bytes: low nibbles first, then high ones.
-#[inline(always)]
-fn nibbles(bytes: &[u8], q: &mut [i8], value: impl Fn(u8) -> i8) {
-    // Fixed lengths, here and below, are what makes the compiler use vectors.
-    let (Some(bytes), Some(q)) = (bytes.first_chunk::<16>(), q.first_chunk_mut::<32>()) else { return };
-    for i in 0..16 {
-        q[i] = value(bytes[i] & 15);
-        q[i + 16] = value(bytes[i] >> 4);
-    }
+/// The same byte 16 times.
+const fn bytes_of(byte: u8) -> u128 {
+    u128::from_ne_bytes([byte; 16])
 }
 
+/// Low and high nibbles of 16 bytes. Integers that hold 16 bytes are fast with vectors and without.
 #[inline(always)]
-fn five_bits(high: &[u8], low: &[u8], q: &mut [i8], offset: i8) {
-    let (Some(high), Some(low), Some(q)) =
-        (high.first_chunk::<4>(), low.first_chunk::<16>(), q.first_chunk_mut::<32>())
-    else {
-        return;
+fn split(bytes: [u8; 16]) -> [u128; 2] {
+    let bytes = u128::from_le_bytes(bytes);
+    [bytes & bytes_of(15), (bytes >> 4) & bytes_of(15)]
+}
+
+/// Writes 16 numbers below 32, less `offset` (at most 32) each.
+#[inline(always)]
+fn put(numbers: u128, offset: u8, q: &mut [i8; 16]) {
+    // The top bits keep each byte from borrowing of the next one.
+    let top = bytes_of(128);
+    *q = (((numbers | top) - bytes_of(offset)) ^ top).to_le_bytes().map(u8::cast_signed);
+}
+
+/// A group of 32 split in its halves, and the 16 bytes of nibbles that it is made of.
+#[inline(always)]
+fn parts<'q>(bytes: &[u8], q: &'q mut [i8]) -> ([u8; 16], [&'q mut [i8; 16]; 2]) {
+    let (low, high) = q.split_at_mut(16);
+    let parts = (bytes.first_chunk(), low.first_chunk_mut(), high.first_chunk_mut());
+    let (Some(bytes), Some(low), Some(high)) = parts else { unreachable!("blocks and groups are whole") };
+    (*bytes, [low, high])
+}
+
+/// 16 bytes: low nibbles first, then high ones.
+#[inline(always)]
+fn four_bits(bytes: &[u8], q: &mut [i8], offset: u8) {
+    let (bytes, [low, high]) = parts(bytes, q);
+    let [a, b] = split(bytes);
+    put(a, offset, low);
+    put(b, offset, high);
+}
+
+/// The same with 32 fifth bits before them.
+#[inline(always)]
+fn five_bits(fifth: &[u8], bytes: &[u8], q: &mut [i8], offset: u8) {
+    let (bytes, [low, high]) = parts(bytes, q);
+    let [a, b] = split(bytes);
+    put(a | spread(fifth[0], fifth[1]), offset, low);
+    put(b | spread(fifth[2], fifth[3]), offset, high);
+}
+
+/// 16 bits to 16 bytes of 0 or 16.
+#[inline(always)]
+fn spread(low: u8, high: u8) -> u128 {
+    let eight = |bits: u8| {
+        let own = (u64::from(bits) * 0x0101_0101_0101_0101) & 0x8040_2010_0804_0201;
+        // A byte that is not zero carries into its top bit.
+        (own + 0x7F7F_7F7F_7F7F_7F7F) >> 3 & 0x1010_1010_1010_1010
     };
-    let bit = |i: usize| (high[i / 8] >> (i % 8) & 1) << 4;
-    for i in 0..16 {
-        q[i] = (low[i] & 15 | bit(i)) as i8 - offset;
-        q[i + 16] = (low[i] >> 4 | bit(i + 16)) as i8 - offset;
-    }
+    u128::from(eight(low)) | u128::from(eight(high)) << 64
+}
+
+/// As [`four_bits`], looked up.
+#[inline(always)]
+fn looked_up(bytes: &[u8], q: &mut [i8]) {
+    let (bytes, [low, high]) = parts(bytes, q);
+    *low = bytes.map(|b| IQ4_VALUES[usize::from(b & 15)]);
+    *high = bytes.map(|b| IQ4_VALUES[usize::from(b >> 4)]);
 }
 
 #[inline(always)]
@@ -103,7 +152,7 @@ fn iq4_xs(block: &[u8], q: &mut [i8], d: &mut [f32]) {
         let low = block[4 + g / 2] >> (4 * (g % 2)) & 15;
         let scale = i32::from(low) | i32::from(high >> (2 * g) & 3) << 4;
         d[g] = all * (scale - 32) as f32;
-        nibbles(&block[8 + 16 * g..24 + 16 * g], q, |n| IQ4_VALUES[usize::from(n)]);
+        looked_up(&block[8 + 16 * g..24 + 16 * g], q);
     }
 }
 
@@ -159,10 +208,11 @@ fn six_bit_scales(block: &[u8], d: &mut [f32], m: &mut [f32]) {
 fn q4_k(block: &[u8], q: &mut [i8], d: &mut [f32], m: &mut [f32]) {
     six_bit_scales(block, d, m);
     for (pair, q) in q.as_chunks_mut::<64>().0.iter_mut().enumerate() {
-        let Some(bytes) = block[16 + 32 * pair..].first_chunk::<32>() else { return };
-        for i in 0..32 {
-            q[i] = (bytes[i] & 15) as i8;
-            q[32 + i] = (bytes[i] >> 4) as i8;
+        for (half, bytes) in block[16 + 32 * pair..48 + 32 * pair].as_chunks::<16>().0.iter().enumerate() {
+            let [a, b] = split(*bytes);
+            let (low, high) = q.split_at_mut(32);
+            put(a, 0, &mut low.as_chunks_mut().0[half]);
+            put(b, 0, &mut high.as_chunks_mut().0[half]);
         }
     }
 }
@@ -199,6 +249,17 @@ fn q6_k(block: &[u8], q: &mut [i8], d: &mut [f32]) {
             q[32 + i] = (b & 15 | (high >> 2 & 3) << 4) as i8 - 32;
             q[64 + i] = (a >> 4 | (high >> 4 & 3) << 4) as i8 - 32;
             q[96 + i] = (b >> 4 | high >> 6 << 4) as i8 - 32;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn halves_convert_exactly() {
+        for bits in 0..=u16::MAX {
+            let (ours, exact) = (super::half_at(&bits.to_le_bytes(), 0), half::f16::from_bits(bits).to_f32());
+            assert!(ours.to_bits() == exact.to_bits() || ours.is_nan() && exact.is_nan(), "{bits:#x}");
         }
     }
 }

@@ -252,10 +252,15 @@ fn columns<F: Format, const N: usize>(t: &Tile<'_, '_>, panel: &[Line], x: &Quan
     }
 }
 
-#[inline(always)]
-fn add<const N: usize>(a: Sums<N>, b: Sums<N>) -> Sums<N> {
-    // SAFETY: register operations; only called where the features are.
-    std::array::from_fn(|n| std::array::from_fn(|s| unsafe { _mm512_add_ps(a[n][s], b[n][s]) }))
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn add<const N: usize>(mut a: Sums<N>, b: Sums<N>) -> Sums<N> {
+    for (a, b) in a.iter_mut().zip(b) {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a = _mm512_add_ps(*a, b);
+        }
+    }
+    a
 }
 
 /// One activation row.
