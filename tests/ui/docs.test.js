@@ -24,7 +24,7 @@ before(async () => {
     executablePath, headless: true, args: flags, viewport: { width: 1280, height: 1600 },
   });
   page = browser.pages()[0] ?? (await browser.newPage());
-  page.setDefaultTimeout(30_000);
+  page.setDefaultTimeout(120_000);
   page.on('request', (request) => requested.push(request.url()));
   page.on('pageerror', (error) => problems.push(String(error)));
   page.on('console', (message) => message.type() === 'error' && problems.push(message.text()));
@@ -45,8 +45,9 @@ const operation = (method, route) =>
 async function execute(method, route, body) {
   const block = operation(method, route);
   await block.locator('.opblock-summary-control').first().click();
-  const tryIt = block.getByRole('button', { name: 'Try it out' });
-  if (await tryIt.isVisible().catch(() => false)) await tryIt.click();
+  const tryIt = block.locator('.try-out__btn');
+  await tryIt.waitFor();
+  if ((await tryIt.innerText()).trim() === 'Try it out') await tryIt.click();
   if (body !== undefined) await block.locator('textarea.body-param__text').fill(JSON.stringify(body));
   await block.getByRole('button', { name: 'Execute' }).click();
   const live = block.locator('.live-responses-table');
@@ -75,7 +76,7 @@ test('Authorize takes a key and requests carry it', async () => {
   await dialog.locator('input').first().fill('sk-m40-example');
   await page.screenshot({ path: path.join(out, 'authorize.png') });
   await dialog.locator('button.authorize').first().click();
-  await dialog.getByRole('button', { name: 'Logout' }).waitFor();
+  await dialog.locator('button', { hasText: 'Logout' }).waitFor();
   await dialog.locator('button.btn-done').click();
   const sent = page.waitForRequest((request) => request.url().endsWith('/v1/models'));
   const { status, text } = await execute('get', '/v1/models');

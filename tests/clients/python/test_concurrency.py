@@ -114,7 +114,7 @@ def test_closing_a_stream_ends_the_work(http, server, endless):
         for _ in range(6):
             next(lines)
         assert gauge(http, RUNNING) >= 1
-    assert wait_until(lambda: idle(http), 2), "the sequence went on after its client had gone"
+    assert wait_until(lambda: idle(http), 4), "the sequence went on after its client had gone"
 
 
 def test_closing_an_sdk_stream_ends_the_work(http, client, endless):
@@ -122,7 +122,7 @@ def test_closing_an_sdk_stream_ends_the_work(http, client, endless):
     next(iter(chunks))
     assert gauge(http, RUNNING) >= 1
     chunks.close()
-    assert wait_until(lambda: idle(http), 2)
+    assert wait_until(lambda: idle(http), 4)
 
 
 def send(server, route: str, body: dict) -> socket.socket:
@@ -146,7 +146,7 @@ def test_a_client_that_gives_up_unstreamed_ends_the_work(http, server, endless, 
     connection = send(server, route, body)
     assert wait_until(lambda: gauge(http, RUNNING) == 1, 30)
     connection.close()
-    assert wait_until(lambda: idle(http), 2), "the sequence went on after its client had gone"
+    assert wait_until(lambda: idle(http), 4), "the sequence went on after its client had gone"
 
 
 def test_gone_clients_leave_the_queue_too(http, server, endless):
