@@ -54,7 +54,9 @@ fn main() {
         for &isa in &isas {
             println!("{}, {threads} threads: GB/s with 1 row, GFLOP/s with 4, 8 and 512", isa.name());
             for &dtype in &dtypes {
-                SHAPES.into_iter().for_each(|shape| line(isa, &pool, dtype, shape));
+                for shape in SHAPES {
+                    line(isa, &pool, dtype, shape);
+                }
             }
         }
     }
