@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::{
-    body::Body,
+    body::{Body, HttpBody as _},
     extract::{FromRequest, Request},
     http::{HeaderMap, StatusCode, header},
 };
@@ -32,7 +32,10 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
             discard(&parts.headers, body);
             return Err(ApiError::too_large());
         }
-        check_type(&parts.headers)?;
+        if let Err(error) = check_type(&parts.headers) {
+            discard(&parts.headers, body);
+            return Err(error);
+        }
         let bytes = match Limited::new(body, MAX_BODY_BYTES).collect().await {
             Ok(body) => body.to_bytes(),
             Err(error) if error.is::<LengthLimitError>() => return Err(ApiError::too_large()),
@@ -44,15 +47,23 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
     }
 }
 
+/// The answer to a request whose route or method there is not; its body is left unread otherwise.
+pub(crate) async fn refuse(status: StatusCode, request: Request) -> StatusCode {
+    let (parts, body) = request.into_parts();
+    discard(&parts.headers, body);
+    status
+}
+
 fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// Most clients read the answer only after they have sent everything, and a connection closed before
-/// that looks like a broken server. So what still comes is thrown away, within bounds; clients that
-/// asked first (`Expect: 100-continue`) send nothing.
+/// that looks like a broken server; one that they keep and use again fails their next request. So what
+/// still comes is thrown away, within bounds; clients that asked first (`Expect: 100-continue`) send
+/// nothing.
 fn discard(headers: &HeaderMap, body: Body) {
-    if headers.contains_key(header::EXPECT) {
+    if headers.contains_key(header::EXPECT) || body.is_end_stream() {
         return;
     }
     tokio::spawn(tokio::time::timeout(Duration::from_secs(10), async move {

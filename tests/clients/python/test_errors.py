@@ -3,6 +3,7 @@
 import http.client
 import json
 import socket
+import time
 
 import openai
 import pytest
@@ -241,6 +242,27 @@ def test_too_large_is_told_before_the_body_is_read(server, route):
     assert answer.status == 413
     assert body["error"]["type"] == "invalid_request_error"
     connection.close()
+
+
+@pytest.mark.parametrize(
+    ("request_line", "content_type", "status"),
+    [
+        ("POST /v1/nope", "application/json", 404),
+        ("PUT /v1/chat/completions", "application/json", 405),
+        ("POST /v1/chat/completions", "text/plain", 415),
+    ],
+)
+def test_a_refused_request_leaves_its_connection_usable(server, request_line, content_type, status):
+    """Clients send head and body apart; a body that comes after the answer must not cost the next request."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as raw:
+        head = f"{request_line} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nContent-Length: 2\r\n\r\n"
+        raw.sendall(head.encode())
+        assert raw.recv(65536).startswith(f"HTTP/1.1 {status}".encode())
+        time.sleep(0.1)
+        raw.sendall(b"{}")
+        time.sleep(0.1)
+        raw.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"HTTP/1.1 200" in raw.recv(65536)
 
 
 def test_too_large_without_a_length(server):
