@@ -48,7 +48,7 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
 }
 
 /// The answer to a request whose route or method there is not; its body is left unread otherwise.
-pub(crate) async fn refuse(status: StatusCode, request: Request) -> StatusCode {
+pub(crate) fn refuse(status: StatusCode, request: Request) -> StatusCode {
     let (parts, body) = request.into_parts();
     discard(&parts.headers, body);
     status

@@ -90,8 +90,8 @@ pub(crate) fn router() -> Router<AppState> {
         .route("/v1/models/{id}/{rest}", get(models::retrieve_with_slash))
         .route("/docs/", get(docs::slash))
         .route("/docs/{file}", get(docs::asset))
-        .fallback(|request| body::refuse(StatusCode::NOT_FOUND, request))
-        .method_not_allowed_fallback(|request| body::refuse(StatusCode::METHOD_NOT_ALLOWED, request))
+        .fallback(async |request| body::refuse(StatusCode::NOT_FOUND, request))
+        .method_not_allowed_fallback(async |request| body::refuse(StatusCode::METHOD_NOT_ALLOWED, request))
 }
 
 /// The OpenAPI document, as `/openapi.json` and `m40llm openapi` have it.
