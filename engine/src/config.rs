@@ -50,7 +50,7 @@ pub struct EngineConfig {
     pub threads: Option<usize>,
     /// Storage of keys and values.
     pub kv_type: KvType,
-    /// Most bytes for keys and values; `None`: half of the memory that is free.
+    /// Most bytes for keys and values; `None`: what the backend has for them.
     pub kv_memory: Option<u64>,
 }
 

@@ -131,19 +131,20 @@ impl Engine {
             progress(LoadProgress { done, total });
         })?;
 
-        let plan = memory::plan(&model, config, memory::available())?;
         let limits = Limits {
             tokens: STEP_TOKENS.max(config.max_batch),
             sequences: config.max_batch,
             logit_rows: LOGIT_ROWS.max(config.max_batch),
         };
-        let capacity = Capacity {
+        let mut capacity = Capacity {
             tokens: limits.tokens,
             sequences: limits.sequences,
             logit_rows: limits.logit_rows,
-            kv_blocks: plan.kv_blocks,
+            kv_blocks: 0,
             kv_type: config.kv_type,
         };
+        let plan = memory::plan(&model, config, backend.kv_room(&model.shape, &capacity)?)?;
+        capacity.kv_blocks = plan.kv_blocks;
         backend.allocate(&model.shape, &capacity)?;
 
         let info = ModelInfo::new(&file, &model, &plan, backend.describe());

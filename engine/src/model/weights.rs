@@ -10,22 +10,22 @@ use crate::{
 
 /// A layer's weights.
 #[derive(Debug)]
-pub struct Layer<W> {
+pub struct Layer<W, V> {
     /// Attention.
-    pub attention: AttentionWeights<W>,
+    pub attention: AttentionWeights<W, V>,
     /// Feed-forward.
-    pub feed_forward: FeedForwardWeights<W>,
+    pub feed_forward: FeedForwardWeights<W, V>,
 }
 
 /// All of a model's weights in a backend's form.
 #[derive(Debug)]
-pub struct Weights<W> {
+pub struct Weights<W, V> {
     /// `[vocab, dim]`.
     pub embedding: W,
     /// One a layer.
-    pub layers: Vec<Layer<W>>,
+    pub layers: Vec<Layer<W, V>>,
     /// RMSNorm before the output, `[dim]`.
-    pub norm: Vec<f32>,
+    pub norm: V,
     /// `[vocab, dim]`; `None`: the embedding, tied.
     pub output: Option<W>,
 }
@@ -59,14 +59,14 @@ impl<B: Backend> Loader<'_, B> {
         self.backend.load(&tensor)
     }
 
-    fn optional_vector(&mut self, name: &str, len: usize) -> Result<Option<Vec<f32>>, EngineError> {
+    fn optional_vector(&mut self, name: &str, len: usize) -> Result<Option<B::Vector>, EngineError> {
         let Some(tensor) = self.find(name, 1, len)? else { return Ok(None) };
         let mut values = vec![0.0; len];
         dequantize(tensor.dtype(), tensor.bytes(), &mut values);
-        Ok(Some(values))
+        self.backend.load_vector(values).map(Some)
     }
 
-    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, EngineError> {
+    fn vector(&mut self, name: &str, len: usize) -> Result<B::Vector, EngineError> {
         self.optional_vector(name, len)?.ok_or_else(|| missing(name))
     }
 
@@ -88,7 +88,7 @@ impl<B: Backend> Loader<'_, B> {
         index: usize,
         architecture: &str,
         s: &Shape,
-    ) -> Result<Layer<B::Weight>, EngineError> {
+    ) -> Result<Layer<B::Weight, B::Vector>, EngineError> {
         let name = |part: &str| format!("blk.{index}.{part}");
         let (q_rows, kv_rows) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
         let bias = match self.optional_vector(&name("attn_q.bias"), q_rows)? {
@@ -128,9 +128,9 @@ fn missing(name: &str) -> EngineError {
     EngineError::Model(format!("the file lacks the tensor {name}"))
 }
 
-impl<W> Weights<W> {
+impl<W, V> Weights<W, V> {
     /// Loads every tensor of `file` that the architecture uses. `progress` hears the bytes done.
-    pub fn load<B: Backend<Weight = W>>(
+    pub fn load<B: Backend<Weight = W, Vector = V>>(
         file: &Gguf,
         architecture: &str,
         shape: &Shape,

@@ -6,9 +6,10 @@
 
 use super::state::{RunState, expect, not_allocated, places};
 use crate::{
-    backend::{AttentionWeights, Backend, Capacity, FeedForwardWeights, RopeStyle, Shape},
+    backend::{AttentionWeights, Backend, Capacity, FeedForwardWeights, Need, RopeStyle, Row, Shape},
     error::EngineError,
     gguf::{Tensor, dequantize},
+    memory,
     sched::{BLOCK_TOKENS, Batch},
 };
 
@@ -33,6 +34,7 @@ impl ReferenceBackend {
 
 impl Backend for ReferenceBackend {
     type Weight = Tensor;
+    type Vector = Vec<f32>;
 
     fn describe(&self) -> String {
         format!("cpu (reference, {} threads)", self.threads)
@@ -40,6 +42,14 @@ impl Backend for ReferenceBackend {
 
     fn load(&mut self, tensor: &Tensor) -> Result<Tensor, EngineError> {
         Ok(tensor.clone())
+    }
+
+    fn load_vector(&mut self, values: Vec<f32>) -> Result<Vec<f32>, EngineError> {
+        Ok(values)
+    }
+
+    fn kv_room(&self, _: &Shape, _: &Capacity) -> Result<u64, EngineError> {
+        Ok(memory::available() / 2)
     }
 
     fn allocate(&mut self, shape: &Shape, capacity: &Capacity) -> Result<(), EngineError> {
@@ -97,7 +107,7 @@ impl Backend for ReferenceBackend {
         Ok(())
     }
 
-    fn attend(&mut self, layer: usize) -> Result<(), EngineError> {
+    fn attend(&mut self, layer: usize, _: &AttentionWeights<Tensor>) -> Result<(), EngineError> {
         let (threads, s) = self.state()?;
         let mut a = vec![0f32; s.tokens() * s.shape.heads * s.shape.head_dim];
         let (kv_heads, head_dim) = (s.shape.kv_heads, s.shape.head_dim);
@@ -145,7 +155,7 @@ impl Backend for ReferenceBackend {
         Ok(())
     }
 
-    fn logits(&mut self, norm: &[f32], output: &Tensor) -> Result<&[f32], EngineError> {
+    fn logits(&mut self, norm: &Vec<f32>, output: &Tensor) -> Result<(), EngineError> {
         let (threads, s) = self.state()?;
         let (dim, vocab, rows) = (s.shape.dim, s.shape.vocab, s.batch.logit_rows.len());
         expect(output, vocab, dim)?;
@@ -154,7 +164,15 @@ impl Backend for ReferenceBackend {
             rms_norm(&s.x[t as usize * dim..][..dim], norm, s.shape.norm_epsilon, h);
         }
         matmul(threads, output, &h, &mut s.logits);
-        Ok(&s.logits[..rows * vocab])
+        Ok(())
+    }
+
+    fn rows(&mut self, _: &[Need]) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn row(&self, index: usize) -> Row<'_> {
+        Row::All(self.state.as_ref().map_or(&[], |state| state.row(index)))
     }
 }
 

@@ -117,6 +117,11 @@ impl RunState {
         )))
     }
 
+    /// A row of the step's logits.
+    pub(super) fn row(&self, index: usize) -> &[f32] {
+        &self.logits[index * self.shape.vocab..(index + 1) * self.shape.vocab]
+    }
+
     /// The batch's tokens.
     pub(super) fn tokens(&self) -> usize {
         self.batch.tokens.len()
