@@ -6,7 +6,12 @@
 
 pub mod cpu;
 
-use crate::{config::KvType, error::EngineError, gguf::Tensor, sched::Batch};
+use crate::{
+    config::KvType,
+    error::EngineError,
+    gguf::{DType, Tensor},
+    sched::{BLOCK_TOKENS, Batch},
+};
 
 /// Which halves of a head RoPE rotates together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +70,35 @@ pub struct Capacity {
     pub kv_blocks: usize,
     /// Storage of keys and values.
     pub kv_type: KvType,
+}
+
+impl Capacity {
+    /// Holds a batch to what was made room for, and to itself.
+    pub(crate) fn check(&self, batch: &Batch) -> Result<(), EngineError> {
+        let tokens = batch.tokens.len();
+        let sizes = tokens <= self.tokens
+            && batch.positions.len() == tokens
+            && batch.sequences.len() <= self.sequences
+            && batch.logit_rows.len() <= self.logit_rows
+            && batch.logit_rows.iter().all(|&r| (r as usize) < tokens)
+            && batch.block_tables.iter().all(|&b| (b as usize) < self.kv_blocks);
+        let mut next = 0;
+        let covered = batch.sequences.iter().all(|s| {
+            let starts = s.start == next && s.len <= tokens - next;
+            next += if starts { s.len } else { 0 };
+            let blocks = s.context.checked_add(s.len).map(|n| n.div_ceil(BLOCK_TOKENS));
+            let end = blocks.and_then(|n| n.checked_add(s.table));
+            starts
+                && end.is_some_and(|end| end <= batch.block_tables.len())
+                && (0..s.len).all(|i| batch.positions[s.start + i] as usize == s.context + i)
+        });
+        if sizes && covered && next == tokens {
+            return Ok(());
+        }
+        Err(EngineError::Backend(format!(
+            "a batch of {tokens} tokens does not fit the run state made for {self:?}"
+        )))
+    }
 }
 
 /// What sampling needs of a row of logits: the less, the less a device has to bring to the host.
@@ -143,6 +177,15 @@ pub trait Backend: Send + 'static {
 
     /// Takes a matrix in.
     fn load(&mut self, tensor: &Tensor) -> Result<Self::Weight, EngineError>;
+
+    /// A matrix of random weights of about a trained one's size, for benchmarks without a file.
+    fn random(
+        &mut self,
+        dtype: DType,
+        rows: usize,
+        cols: usize,
+        seed: u32,
+    ) -> Result<Self::Weight, EngineError>;
 
     /// Takes a norm or a bias in.
     fn load_vector(&mut self, values: Vec<f32>) -> Result<Self::Vector, EngineError>;

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use super::{Mixture, NamedShape};
 use crate::{
     backend::{AttentionWeights, Backend, FeedForwardWeights, Shape},
     error::EngineError,
@@ -152,5 +153,59 @@ impl<W, V> Weights<W, V> {
         };
         loader.refuse_leftovers()?;
         Ok(weights)
+    }
+
+    /// Random weights in the dimensions of a known model, made by the backend itself.
+    pub fn random<B: Backend<Weight = W, Vector = V>>(
+        named: &NamedShape,
+        mixture: Mixture,
+        backend: &mut B,
+    ) -> Result<Self, EngineError> {
+        let config = named.config();
+        let s = &config.shape;
+        let (q_rows, kv_rows) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
+        let (bias, qk_norm) = (config.architecture == "qwen2", config.architecture == "qwen3");
+        let mut seed = 0;
+        let mut matrix = |backend: &mut B, dtype, rows, cols| {
+            seed += 1;
+            backend.random(dtype, rows, cols, seed)
+        };
+        let output = match named.tied {
+            true => None,
+            false => Some(matrix(backend, mixture.of_ends(true), s.vocab, s.dim)?),
+        };
+        let embedding = matrix(backend, mixture.of_ends(named.tied), s.vocab, s.dim)?;
+        let ones = |backend: &mut B, n: usize| backend.load_vector(vec![1.0; n]);
+        let mut layers = Vec::with_capacity(s.layers);
+        for index in 0..s.layers {
+            let of = |part: &str| mixture.of_layer(part, index);
+            let attention = AttentionWeights {
+                norm: ones(backend, s.dim)?,
+                q: matrix(backend, of("attn_q"), q_rows, s.dim)?,
+                k: matrix(backend, of("attn_k"), kv_rows, s.dim)?,
+                v: matrix(backend, of("attn_v"), kv_rows, s.dim)?,
+                output: matrix(backend, of("attn_output"), s.dim, q_rows)?,
+                bias: match bias {
+                    true => Some([
+                        backend.load_vector(vec![0.01; q_rows])?,
+                        backend.load_vector(vec![0.01; kv_rows])?,
+                        backend.load_vector(vec![0.01; kv_rows])?,
+                    ]),
+                    false => None,
+                },
+                qk_norm: match qk_norm {
+                    true => Some([ones(backend, s.head_dim)?, ones(backend, s.head_dim)?]),
+                    false => None,
+                },
+            };
+            let feed_forward = FeedForwardWeights {
+                norm: ones(backend, s.dim)?,
+                gate: matrix(backend, of("ffn_gate"), s.ffn_dim, s.dim)?,
+                up: matrix(backend, of("ffn_up"), s.ffn_dim, s.dim)?,
+                down: matrix(backend, of("ffn_down"), s.dim, s.ffn_dim)?,
+            };
+            layers.push(Layer { attention, feed_forward });
+        }
+        Ok(Self { embedding, layers, norm: ones(backend, s.dim)?, output })
     }
 }

@@ -19,6 +19,7 @@ mod elementwise;
 mod kv;
 pub mod matmul;
 pub mod pool;
+mod random;
 mod reference;
 mod simd;
 mod state;
@@ -29,7 +30,7 @@ pub use reference::ReferenceBackend;
 use crate::{
     backend::{AttentionWeights, Backend, Capacity, FeedForwardWeights, Need, Row, Shape},
     error::EngineError,
-    gguf::Tensor,
+    gguf::{DType, Tensor},
     memory,
     sched::Batch,
 };
@@ -105,6 +106,10 @@ impl Backend for CpuBackend {
 
     fn load(&mut self, tensor: &Tensor) -> Result<Tensor, EngineError> {
         Ok(tensor.clone())
+    }
+
+    fn random(&mut self, dtype: DType, rows: usize, cols: usize, seed: u32) -> Result<Tensor, EngineError> {
+        random::tensor(dtype, rows, cols, seed)
     }
 
     fn load_vector(&mut self, values: Vec<f32>) -> Result<Vec<f32>, EngineError> {

@@ -4,11 +4,14 @@
 //! Threads share out whole outputs, so they change no arithmetic. Unlike the fast paths this one allocates
 //! as it goes.
 
-use super::state::{RunState, expect, not_allocated, places};
+use super::{
+    random,
+    state::{RunState, expect, not_allocated, places},
+};
 use crate::{
     backend::{AttentionWeights, Backend, Capacity, FeedForwardWeights, Need, RopeStyle, Row, Shape},
     error::EngineError,
-    gguf::{Tensor, dequantize},
+    gguf::{DType, Tensor, dequantize},
     memory,
     sched::{BLOCK_TOKENS, Batch},
 };
@@ -42,6 +45,10 @@ impl Backend for ReferenceBackend {
 
     fn load(&mut self, tensor: &Tensor) -> Result<Tensor, EngineError> {
         Ok(tensor.clone())
+    }
+
+    fn random(&mut self, dtype: DType, rows: usize, cols: usize, seed: u32) -> Result<Tensor, EngineError> {
+        random::tensor(dtype, rows, cols, seed)
     }
 
     fn load_vector(&mut self, values: Vec<f32>) -> Result<Vec<f32>, EngineError> {
