@@ -16,6 +16,7 @@ fn main() {
 }
 
 #[cfg(feature = "cuda")]
+#[expect(clippy::disallowed_methods, reason = "a build script is told everything by its environment")]
 mod cuda {
     use std::{
         collections::BTreeSet,
@@ -64,7 +65,7 @@ mod cuda {
             let name = stem(source);
             let _ = writeln!(
                 list,
-                "(\"{name}\", include_bytes!(\"{name}.cubin\"), include_str!(\"{name}.ptx\")),"
+                "Image {{ name: \"{name}\", cubin: include_bytes!(\"{name}.cubin\"), ptx: include_str!(\"{name}.ptx\") }},"
             );
         }
         list.push(']');
@@ -331,7 +332,7 @@ mod cuda {
             > = symbol(&lib, "nvrtcCompileProgram")?;
             let destroy: libloading::Symbol<'_, unsafe extern "C" fn(*mut Program) -> c_int> =
                 symbol(&lib, "nvrtcDestroyProgram")?;
-            let code = create(&mut program, text.as_ptr(), name.as_ptr(), 0, ptr::null(), ptr::null());
+            let code = create(&raw mut program, text.as_ptr(), name.as_ptr(), 0, ptr::null(), ptr::null());
             if code != 0 {
                 return Err(failed("nvrtcCreateProgram", code));
             }
@@ -339,7 +340,7 @@ mod cuda {
             let log = read(&lib, program, "nvrtcGetProgramLogSize", "nvrtcGetProgramLog")
                 .map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
             let ptx = read(&lib, program, "nvrtcGetPTXSize", "nvrtcGetPTX");
-            destroy(&mut program);
+            destroy(&raw mut program);
             if code != 0 {
                 return Err(format!("NVRTC cannot compile {}:\n{}", source.display(), log?));
             }
@@ -362,7 +363,7 @@ mod cuda {
             let fill: libloading::Symbol<'_, unsafe extern "C" fn(Program, *mut c_char) -> c_int> =
                 symbol(lib, bytes)?;
             let mut length = 0;
-            let code = size_of(program, &mut length);
+            let code = size_of(program, &raw mut length);
             let mut buffer = vec![0_u8; length];
             if code != 0 || length > 0 && fill(program, buffer.as_mut_ptr().cast()) != 0 {
                 return Err(format!("{bytes} failed"));

@@ -1,11 +1,20 @@
 //! What the engine is told at start.
 
+use crate::device::DeviceId;
+
 /// Where the model runs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum BackendChoice {
-    /// The best device there is.
+    /// A CUDA device where one is usable, else the CPU's fast paths.
     #[default]
     Auto,
+    /// A CUDA device or an error.
+    Cuda {
+        /// This one; `None`: the first of compute capability 5.2, else the first newer one.
+        device: Option<DeviceId>,
+        /// Nothing but compute capability 5.2 will do.
+        require_sm52: bool,
+    },
     /// The CPU's fast paths.
     Cpu,
     /// The plain f32 reference on the CPU: slow, exact, the oracle of the tests.

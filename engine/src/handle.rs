@@ -11,6 +11,10 @@ use std::{
 
 use tokio::sync::mpsc;
 
+#[cfg(not(feature = "cuda"))]
+use crate::backend::NO_CUDA;
+#[cfg(feature = "cuda")]
+use crate::backend::cuda::Device;
 use crate::{
     backend::{
         Backend, Capacity,
@@ -104,7 +108,19 @@ impl Engine {
     ) -> Result<Self, EngineError> {
         let threads =
             config.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
-        match config.backend {
+        match &config.backend {
+            BackendChoice::Cuda { device, require_sm52 } => {
+                #[cfg(feature = "cuda")]
+                {
+                    let device = Device::open(device.as_ref(), *require_sm52)?;
+                    Err(EngineError::Device(format!("{} runs no models in this version", device.info())))
+                }
+                #[cfg(not(feature = "cuda"))]
+                {
+                    let _ = (device, require_sm52);
+                    Err(EngineError::Device(NO_CUDA.into()))
+                }
+            }
             BackendChoice::Auto | BackendChoice::Cpu => {
                 let backend = CpuBackend::new(CpuOptions { threads, isa: Isa::detect() })?;
                 Self::load_on(path, config, backend, progress)
@@ -146,7 +162,7 @@ impl Engine {
         };
         backend.allocate(&model.shape, &capacity)?;
 
-        let info = ModelInfo::new(&file, &model, &plan, backend.describe());
+        let info = ModelInfo::new(&file, &model, &plan, &backend);
         let shared = Arc::new(Shared::default());
         let (jobs, inbox) = mpsc::unbounded_channel();
         let decoder = Decoder::new(backend, weights);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{gguf::Gguf, memory::Plan, model::ModelConfig, sched::BLOCK_TOKENS};
+use crate::{backend::Backend, gguf::Gguf, memory::Plan, model::ModelConfig, sched::BLOCK_TOKENS};
 
 /// What is loaded, for `/v1/models`, `inspect` and logs.
 #[derive(Debug, Clone)]
@@ -29,6 +29,8 @@ pub struct ModelInfo {
     pub layers: usize,
     /// The backend in words, such as `cpu (avx512-vnni, 2 threads)`.
     pub backend: String,
+    /// What a user should know of the device, one line each.
+    pub notices: Vec<String>,
     /// Tokens the KV pool holds, over all sequences.
     pub kv_tokens: usize,
     /// Bytes of the KV pool.
@@ -36,7 +38,7 @@ pub struct ModelInfo {
 }
 
 impl ModelInfo {
-    pub(crate) fn new(file: &Gguf, model: &ModelConfig, plan: &Plan, backend: String) -> Self {
+    pub(crate) fn new<B: Backend>(file: &Gguf, model: &ModelConfig, plan: &Plan, backend: &B) -> Self {
         let metadata = file.metadata();
         Self {
             name: metadata.str("general.name").ok().flatten().map(str::to_owned),
@@ -49,7 +51,8 @@ impl ModelInfo {
             vocab_size: model.shape.vocab,
             embedding_length: model.shape.dim,
             layers: model.shape.layers,
-            backend,
+            backend: backend.describe(),
+            notices: backend.notices(),
             kv_tokens: plan.kv_blocks * BLOCK_TOKENS,
             kv_bytes: (plan.kv_blocks * BLOCK_TOKENS * plan.token_bytes) as u64,
         }

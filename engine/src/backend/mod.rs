@@ -5,8 +5,24 @@
 //! allocates nothing.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 
-use crate::{config::KvType, error::EngineError, gguf::Tensor, sched::Batch};
+use crate::{config::KvType, device::Devices, error::EngineError, gguf::Tensor, sched::Batch};
+
+/// The CUDA devices of this machine that this build could use.
+pub fn devices() -> Devices {
+    #[cfg(feature = "cuda")]
+    let found = cuda::device::list();
+    #[cfg(not(feature = "cuda"))]
+    let found = Devices { note: Some(NO_CUDA.into()), ..Devices::default() };
+    found
+}
+
+/// Why a build without CUDA uses no device.
+#[cfg(not(feature = "cuda"))]
+pub(crate) const NO_CUDA: &str =
+    "this build runs models on the CPU only: build it with --features cuda (make run CUDA=1 does)";
 
 /// Which halves of a head RoPE rotates together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +124,11 @@ pub trait Backend: Send + 'static {
 
     /// In words, such as `cpu (avx512-vnni, 2 threads)`.
     fn describe(&self) -> String;
+
+    /// What a user should know of the device, one line each: logged once the model has loaded.
+    fn notices(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Takes a matrix in.
     fn load(&mut self, tensor: &Tensor) -> Result<Self::Weight, EngineError>;
