@@ -5,13 +5,29 @@
 //! state that `allocate` makes once; a step allocates nothing.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 
 use crate::{
     config::KvType,
+    device::Devices,
     error::EngineError,
     gguf::{DType, Tensor},
     sched::{BLOCK_TOKENS, Batch},
 };
+
+/// The CUDA devices of this machine that this build could use.
+pub fn devices() -> Devices {
+    #[cfg(feature = "cuda")]
+    let found = cuda::device::list();
+    #[cfg(not(feature = "cuda"))]
+    let found = Devices { note: Some(NO_CUDA.into()), ..Devices::default() };
+    found
+}
+
+/// Why a build without CUDA uses no device.
+pub(crate) const NO_CUDA: &str =
+    "this build runs models on the CPU only: build it with --features cuda (make run CUDA=1 does)";
 
 /// Which halves of a head RoPE rotates together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,6 +147,19 @@ pub struct Counters {
     pub syncs: u64,
 }
 
+/// What is going to be asked of a backend's memory, beside keys and values.
+#[derive(Debug, Clone, Copy)]
+pub struct Demand<'a> {
+    /// Bytes of all matrices in the backend's form.
+    pub weights: u64,
+    /// The model's dimensions.
+    pub shape: &'a Shape,
+    /// What run state must hold; `kv_blocks` are not known yet.
+    pub capacity: &'a Capacity,
+    /// The longest sequence asked for; `None`: whatever fits.
+    pub ctx_size: Option<usize>,
+}
+
 /// A layer's attention weights. `W` is a matrix `[rows, cols]`, `V` a vector, in the backend's form.
 #[derive(Debug)]
 pub struct AttentionWeights<W, V = Vec<f32>> {
@@ -175,6 +204,11 @@ pub trait Backend: Send + 'static {
     /// In words, such as `cpu (avx512-vnni, 2 threads)`.
     fn describe(&self) -> String;
 
+    /// What a user should know of the device, one line each: logged once the model has loaded.
+    fn notices(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Takes a matrix in.
     fn load(&mut self, tensor: &Tensor) -> Result<Self::Weight, EngineError>;
 
@@ -190,9 +224,14 @@ pub trait Backend: Send + 'static {
     /// Takes a norm or a bias in.
     fn load_vector(&mut self, values: Vec<f32>) -> Result<Self::Vector, EngineError>;
 
-    /// Bytes that may go to keys and values, after all `load`s; the run state for `capacity` (whose
-    /// `kv_blocks` are not known yet) comes out of the rest.
-    fn kv_room(&self, shape: &Shape, capacity: &Capacity) -> Result<u64, EngineError>;
+    /// Bytes that a matrix takes in the backend's form.
+    fn stored_bytes(&self, dtype: DType, rows: usize, cols: usize) -> u64 {
+        (rows * dtype.row_bytes(cols)) as u64
+    }
+
+    /// Bytes that may go to keys and values, asked before anything is loaded; an error where not even the
+    /// rest fits.
+    fn kv_room(&self, demand: &Demand<'_>) -> Result<u64, EngineError>;
 
     /// Makes run state and KV cache, once, after all `load`s.
     fn allocate(&mut self, shape: &Shape, capacity: &Capacity) -> Result<(), EngineError>;

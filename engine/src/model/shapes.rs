@@ -72,6 +72,35 @@ impl NamedShape {
     }
 }
 
+impl NamedShape {
+    /// Type, rows and columns of each matrix, the embedding first.
+    pub fn matrices(&self, mixture: Mixture) -> Vec<(DType, usize, usize)> {
+        let (q_rows, kv_rows) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let mut matrices = vec![(mixture.of_ends(self.tied), self.vocab, self.dim)];
+        for layer in 0..self.layers {
+            let parts = [
+                ("attn_q", q_rows, self.dim),
+                ("attn_k", kv_rows, self.dim),
+                ("attn_v", kv_rows, self.dim),
+                ("attn_output", self.dim, q_rows),
+                ("ffn_gate", self.ffn_dim, self.dim),
+                ("ffn_up", self.ffn_dim, self.dim),
+                ("ffn_down", self.dim, self.ffn_dim),
+            ];
+            matrices.extend(parts.map(|(part, rows, cols)| (mixture.of_layer(part, layer), rows, cols)));
+        }
+        if !self.tied {
+            matrices.push((mixture.of_ends(true), self.vocab, self.dim));
+        }
+        matrices
+    }
+
+    /// Whether the output matrix is the embedding.
+    pub fn is_tied(&self) -> bool {
+        self.tied
+    }
+}
+
 /// A quantisation as users name it: one type for all matrices, or a mixture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mixture {
@@ -125,10 +154,8 @@ mod tests {
     fn shapes_have_the_sizes_of_their_names() {
         for (name, billions) in [("llama3-8b", 8.03), ("qwen2.5-0.5b", 0.494), ("smollm2-135m", 0.1345)] {
             let shape = NamedShape::find(name).unwrap();
-            let s = shape.config().shape;
-            let layer = s.dim * s.head_dim * (2 * s.heads + 2 * s.kv_heads) + 3 * s.dim * s.ffn_dim;
-            let ends = s.vocab * s.dim * if shape.tied { 1 } else { 2 };
-            let size = (s.layers * layer + ends) as f64 / 1e9;
+            let matrices = shape.matrices(Mixture::find("q8_0").unwrap());
+            let size = matrices.iter().map(|&(_, rows, cols)| rows * cols).sum::<usize>() as f64 / 1e9;
             assert!((size - billions).abs() < 0.01 * billions, "{name}: {size}");
         }
         assert!(NamedShape::find("gpt-5").unwrap_err().contains("llama3-8b"));

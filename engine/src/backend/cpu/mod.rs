@@ -28,7 +28,7 @@ pub use matmul::Isa;
 pub use reference::ReferenceBackend;
 
 use crate::{
-    backend::{AttentionWeights, Backend, Capacity, FeedForwardWeights, Need, Row, Shape},
+    backend::{AttentionWeights, Backend, Capacity, Demand, FeedForwardWeights, Need, Row, Shape},
     error::EngineError,
     gguf::{DType, Tensor},
     memory,
@@ -116,7 +116,7 @@ impl Backend for CpuBackend {
         Ok(values)
     }
 
-    fn kv_room(&self, _: &Shape, _: &Capacity) -> Result<u64, EngineError> {
+    fn kv_room(&self, _: &Demand<'_>) -> Result<u64, EngineError> {
         Ok(memory::available() / 2)
     }
 

@@ -9,7 +9,7 @@ use super::{
     state::{RunState, expect, not_allocated, places},
 };
 use crate::{
-    backend::{AttentionWeights, Backend, Capacity, FeedForwardWeights, Need, RopeStyle, Row, Shape},
+    backend::{AttentionWeights, Backend, Capacity, Demand, FeedForwardWeights, Need, RopeStyle, Row, Shape},
     error::EngineError,
     gguf::{DType, Tensor, dequantize},
     memory,
@@ -55,7 +55,7 @@ impl Backend for ReferenceBackend {
         Ok(values)
     }
 
-    fn kv_room(&self, _: &Shape, _: &Capacity) -> Result<u64, EngineError> {
+    fn kv_room(&self, _: &Demand<'_>) -> Result<u64, EngineError> {
         Ok(memory::available() / 2)
     }
 

@@ -20,21 +20,21 @@ use super::{
     products::{Input, Products, SMALL_BATCH},
     state::{State, block_bytes, decode_heads, decode_splits},
     trace::Trace,
-    weights::{Loader, Matrix, Vector, on_card, random, suffix},
+    weights::{Loader, Matrix, PAD, Vector, on_card, random, suffix, tile_bytes},
 };
 use crate::{
     backend::{
-        AttentionWeights, Backend, Capacity, Counters, FeedForwardWeights, MOST_BEST, Need, Row, Shape,
+        AttentionWeights, Backend, Capacity, Counters, Demand, FeedForwardWeights, MOST_BEST, Need, Row,
+        Shape,
     },
     config::KvType,
+    device,
     error::EngineError,
     gguf::{DType, Tensor},
-    sched::Batch,
+    sched::{BLOCK_TOKENS, Batch},
     trace::SharedTrace,
 };
 
-/// Kept free on the device: the driver's own needs, and what a desktop may take.
-const RESERVE: u64 = 256 << 20;
 /// Fewest tokens worth an attention block of their own.
 const LEAST_SPLIT: i32 = 64;
 
@@ -148,18 +148,6 @@ impl CudaBackend {
         Ok(Self { loader: Some(Loader::new(&gpu)?), gpu, options, types: Vec::new(), run: None })
     }
 
-    /// A matrix of random weights, made on the device.
-    pub fn random(
-        &mut self,
-        dtype: DType,
-        rows: usize,
-        columns: usize,
-        seed: u32,
-    ) -> Result<Matrix, EngineError> {
-        self.note_type(on_card(dtype).0);
-        random(&mut self.gpu, dtype, rows, columns, seed)
-    }
-
     fn note_type(&mut self, dtype: DType) {
         if !self.types.contains(&dtype) {
             self.types.push(dtype);
@@ -189,6 +177,10 @@ impl Backend for CudaBackend {
         format!("cuda ({})", info.name)
     }
 
+    fn notices(&self) -> Vec<String> {
+        self.gpu.device().info().notices()
+    }
+
     fn load(&mut self, tensor: &Tensor) -> Result<Matrix, EngineError> {
         self.gpu.bind()?;
         let loader = match &mut self.loader {
@@ -200,25 +192,37 @@ impl Backend for CudaBackend {
         Ok(matrix)
     }
 
+    fn random(
+        &mut self,
+        dtype: DType,
+        rows: usize,
+        columns: usize,
+        seed: u32,
+    ) -> Result<Matrix, EngineError> {
+        self.gpu.bind()?;
+        self.note_type(on_card(dtype).0);
+        random(&mut self.gpu, dtype, rows, columns, seed)
+    }
+
     fn load_vector(&mut self, values: Vec<f32>) -> Result<Vector, EngineError> {
         self.gpu.bind()?;
         Vector::new(&mut self.gpu, &values)
     }
 
-    fn kv_room(&self, shape: &Shape, capacity: &Capacity) -> Result<u64, EngineError> {
-        let free = self.gpu.device().free_memory()?;
-        let state = State::bytes(shape, capacity) as u64;
-        let room = free.saturating_sub(state + RESERVE);
-        if room == 0 {
-            return Err(EngineError::Config(format!(
-                "the weights are on the device, but of its memory {} MB are left and run state takes {} MB: \
-                 lower --max-batch, or choose a model that is smaller by {} MB",
-                free / 1_000_000,
-                (state + RESERVE) / 1_000_000,
-                (state + RESERVE - free).div_ceil(1_000_000),
-            )));
-        }
-        Ok(room)
+    fn stored_bytes(&self, dtype: DType, rows: usize, columns: usize) -> u64 {
+        (tile_bytes(on_card(dtype).0, rows, columns) + PAD) as u64
+    }
+
+    fn kv_room(&self, demand: &Demand<'_>) -> Result<u64, EngineError> {
+        let device = self.gpu.device();
+        let need = device::Need {
+            weights: demand.weights,
+            scratch: State::bytes(demand.shape, demand.capacity) as u64,
+            token_bytes: (demand.shape.layers * block_bytes(demand.shape, demand.capacity.kv_type)
+                / BLOCK_TOKENS) as u64,
+            ctx_size: demand.ctx_size,
+        };
+        device::room(device.info(), device.free_memory()?, &need)
     }
 
     fn allocate(&mut self, shape: &Shape, capacity: &Capacity) -> Result<(), EngineError> {
@@ -246,7 +250,7 @@ impl Backend for CudaBackend {
         self.gpu.bind()?;
         let graphs = self.options.graphs && !self.gpu.is_traced();
         let (gpu, run) = self.parts()?;
-        batch.check(&run.state.capacity)?;
+        run.state.capacity.check(batch)?;
         run.state.metadata.begin(gpu, batch)?;
         let tokens = batch.tokens.len();
         let one_row_each = batch.logit_rows.len() == tokens;
@@ -266,7 +270,7 @@ impl Backend for CudaBackend {
     fn embed(&mut self, table: &Matrix) -> Result<(), EngineError> {
         let Some((gpu, run)) = self.working()? else { return Ok(()) };
         let (s, kernels) = (&run.state, &run.kernels);
-        let (tokens, columns, rows) = (s.metadata.tokens as i32, s.shape.dim as i32, table.rows as i32);
+        let (tokens, columns) = (s.metadata.tokens as i32, s.shape.dim as i32);
         let kernel = kernels.embed.get(&table.dtype).ok_or_else(|| missing("embed", table.dtype))?;
         let (tables, ids, x, permuted) =
             (table.pointer(), s.metadata.token_ids(), s.x.pointer(), i32::from(run.small));
@@ -274,7 +278,6 @@ impl Backend for CudaBackend {
         let bytes = s.metadata.tokens as u64 * s.shape.dim as u64 * 6;
         // SAFETY: the arguments of embed.cu; x holds the step's tokens, whose ids are below the table's rows.
         unsafe { gpu.launch(kernel, dims, bytes, arguments![tables, ids, x, columns, tokens, permuted]) }?;
-        let _ = rows;
 
         let (pairs, positions) = (s.shape.rope.inverse_frequencies.len() as i32, s.metadata.positions());
         let (frequencies, magnitude) = (s.frequencies.pointer(), s.shape.rope.magnitude);
@@ -282,7 +285,9 @@ impl Backend for CudaBackend {
         let count = s.metadata.tokens * pairs as usize;
         let arguments = arguments![positions, frequencies, magnitude, pairs, tokens, cos, sin];
         // SAFETY: the arguments of rope_angles; cos and sin hold the step's tokens.
-        unsafe { gpu.launch(&kernels.angles, Dims::new(count.div_ceil(128), 128), 8 * count as u64, arguments) }
+        unsafe {
+            gpu.launch(&kernels.angles, Dims::new(count.div_ceil(128), 128), 8 * count as u64, arguments)
+        }
     }
 
     fn qkv(&mut self, _: usize, w: &AttentionWeights<Matrix, Vector>) -> Result<(), EngineError> {
@@ -290,7 +295,8 @@ impl Backend for CudaBackend {
         let s = &run.state;
         let input = run.normalised(gpu, &w.norm)?;
         let bias = |i: usize| w.bias.as_ref().map_or(0, |b| b[i].natural());
-        let outs = [(&w.q, s.q.pointer(), bias(0)), (&w.k, s.k.pointer(), bias(1)), (&w.v, s.v.pointer(), bias(2))];
+        let outs =
+            [(&w.q, s.q.pointer(), bias(0)), (&w.k, s.k.pointer(), bias(1)), (&w.v, s.v.pointer(), bias(2))];
         // Matrices of one type share a launch.
         for group in outs.chunk_by(|a, b| a.0.dtype == b.0.dtype) {
             run.products.run(gpu, s, &input, Mode::Store, group)?;
@@ -303,13 +309,18 @@ impl Backend for CudaBackend {
         let attention = run.attention(layer, w);
         let (s, m) = (&run.state, &run.state.metadata);
         let shape = &s.shape;
-        let kv_token = (block_bytes(shape, s.capacity.kv_type) / crate::sched::BLOCK_TOKENS) as u64;
+        let kv_token = (block_bytes(shape, s.capacity.kv_type) / BLOCK_TOKENS) as u64;
         if !run.small {
             let heads = m.tokens * (shape.heads + 2 * shape.kv_heads);
             let bytes = (heads * shape.head_dim * 6) as u64;
             // SAFETY: the arguments of rope_append; every slot is within the cache.
             unsafe {
-                gpu.launch(&run.kernels.append, Dims::new(heads.div_ceil(4), 128), bytes, arguments![attention])
+                gpu.launch(
+                    &run.kernels.append,
+                    Dims::new(heads.div_ceil(4), 128),
+                    bytes,
+                    arguments![attention],
+                )
             }?;
         }
         if m.decoding > 0 {
@@ -492,7 +503,8 @@ impl Run {
         if needs.len() != rows {
             return Err(EngineError::Backend(format!("{} needs for {rows} rows of logits", needs.len())));
         }
-        let widest = needs.iter().map(|need| if let Need::Best(k) = need { *k } else { 0 }).max().unwrap_or(0);
+        let widest =
+            needs.iter().map(|need| if let Need::Best(k) = need { *k } else { 0 }).max().unwrap_or(0);
         let widest = widest.min(MOST_BEST).min(vocab);
         if widest > 0 {
             let (logits, ids, best) = (s.logits.pointer(), s.best_ids.pointer(), s.best_logits.pointer());
@@ -502,9 +514,19 @@ impl Run {
             // SAFETY: the arguments of sample.cu's kernels; the results hold MOST_BEST a row.
             unsafe {
                 if widest == 1 {
-                    gpu.launch(&self.kernels.argmax, dims, bytes, arguments![logits, row_count, columns, ids, best])
+                    gpu.launch(
+                        &self.kernels.argmax,
+                        dims,
+                        bytes,
+                        arguments![logits, row_count, columns, ids, best],
+                    )
                 } else {
-                    gpu.launch(&self.kernels.top_k, dims, bytes, arguments![logits, row_count, columns, k, ids, best])
+                    gpu.launch(
+                        &self.kernels.top_k,
+                        dims,
+                        bytes,
+                        arguments![logits, row_count, columns, k, ids, best],
+                    )
                 }
             }?;
             // SAFETY: read below, after the wait.

@@ -153,16 +153,13 @@ impl Gpu {
     ///
     /// # Safety
     /// The host does not change these bytes before the stream has come past the copy.
-    pub(super) unsafe fn upload(
-        &self,
-        from: &Pinned,
-        to: &Buffer,
-        bytes: usize,
-    ) -> Result<(), EngineError> {
+    pub(super) unsafe fn upload(&self, from: &Pinned, to: &Buffer, bytes: usize) -> Result<(), EngineError> {
         assert!(bytes <= from.bytes && bytes <= to.bytes);
         // SAFETY: both hold `bytes`; the rest is promised by the caller.
-        unsafe { result::memcpy_htod_async(to.pointer, &from.slice::<u8>()[..bytes], self.stream.cu_stream()) }
-            .call("cuMemcpyHtoDAsync")
+        unsafe {
+            result::memcpy_htod_async(to.pointer, &from.slice::<u8>()[..bytes], self.stream.cu_stream())
+        }
+        .call("cuMemcpyHtoDAsync")
     }
 
     /// Queues a copy from the device to pinned memory, `bytes` from `at` in both.

@@ -23,7 +23,7 @@ const READERS: usize = 4;
 /// Below so many bytes a reader is not worth its start.
 const READ_SHARE: usize = 1 << 20;
 /// Kernels may read this far past the last tile, while they read ahead.
-const PAD: usize = 64 << 10;
+pub(super) const PAD: usize = 64 << 10;
 /// Rows of a tile, and columns that kernels take at a time.
 const TILE_ROWS: usize = 4;
 const GROUP: usize = 32;
@@ -311,7 +311,10 @@ mod tests {
         for columns in [32, 576, 896, 1024, 3584, 4864, 80] {
             let mut seen: Vec<usize> = (0..columns).map(|c| permuted(c, columns)).collect();
             if columns >= 1024 {
-                assert_eq!((permuted(4, columns), permuted(32, columns), permuted(1023, columns)), (128, 4, 1023));
+                assert_eq!(
+                    (permuted(4, columns), permuted(32, columns), permuted(1023, columns)),
+                    (128, 4, 1023)
+                );
             }
             seen.sort_unstable();
             assert_eq!(seen, (0..columns).collect::<Vec<_>>());
