@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     sync::{Arc, Mutex},
 };
 
@@ -78,8 +79,9 @@ impl KernelTrace {
             "kernel", "launches", "total ms", "mean µs", "share", "GB/s"
         );
         for (name, total) in totals {
-            table += &format!(
-                "{name:<34} {:>9} {:>12.3} {:>10.2} {:>6.1}% {:>9.1}\n",
+            let _ = writeln!(
+                table,
+                "{name:<34} {:>9} {:>12.3} {:>10.2} {:>6.1}% {:>9.1}",
                 total.launches,
                 total.time_us / 1e3,
                 total.time_us / total.launches as f64,
@@ -90,7 +92,7 @@ impl KernelTrace {
         table
     }
 
-    /// The launches in the Trace Event Format that chrome://tracing and Perfetto open.
+    /// The launches in the Trace Event Format that Chrome's `about:tracing` and Perfetto open.
     pub fn chrome(&self) -> String {
         let events: Vec<_> = self
             .launches

@@ -170,10 +170,8 @@ impl<W, V> Weights<W, V> {
             seed += 1;
             backend.random(dtype, rows, cols, seed)
         };
-        let output = match named.tied {
-            true => None,
-            false => Some(matrix(backend, mixture.of_ends(true), s.vocab, s.dim)?),
-        };
+        let output =
+            if named.tied { None } else { Some(matrix(backend, mixture.of_ends(true), s.vocab, s.dim)?) };
         let embedding = matrix(backend, mixture.of_ends(named.tied), s.vocab, s.dim)?;
         let ones = |backend: &mut B, n: usize| backend.load_vector(vec![1.0; n]);
         let mut layers = Vec::with_capacity(s.layers);
@@ -185,17 +183,16 @@ impl<W, V> Weights<W, V> {
                 k: matrix(backend, of("attn_k"), kv_rows, s.dim)?,
                 v: matrix(backend, of("attn_v"), kv_rows, s.dim)?,
                 output: matrix(backend, of("attn_output"), s.dim, q_rows)?,
-                bias: match bias {
-                    true => Some([
-                        backend.load_vector(vec![0.01; q_rows])?,
-                        backend.load_vector(vec![0.01; kv_rows])?,
-                        backend.load_vector(vec![0.01; kv_rows])?,
-                    ]),
-                    false => None,
+                bias: if bias {
+                    let [q, k, v] = [q_rows, kv_rows, kv_rows].map(|n| backend.load_vector(vec![0.01; n]));
+                    Some([q?, k?, v?])
+                } else {
+                    None
                 },
-                qk_norm: match qk_norm {
-                    true => Some([ones(backend, s.head_dim)?, ones(backend, s.head_dim)?]),
-                    false => None,
+                qk_norm: if qk_norm {
+                    Some([ones(backend, s.head_dim)?, ones(backend, s.head_dim)?])
+                } else {
+                    None
                 },
             };
             let feed_forward = FeedForwardWeights {

@@ -80,3 +80,18 @@ pub(super) struct Norm {
     pub(super) weight_permuted: i32,
     pub(super) out_permuted: i32,
 }
+
+/// `struct Logits` of `sample.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+#[expect(clippy::struct_field_names, reason = "the name is that of the kernels' struct")]
+pub(super) struct Logits {
+    pub(super) logits: u64,
+    pub(super) ids: u64,
+    pub(super) values: u64,
+    pub(super) sums: u64,
+    pub(super) partial: u64,
+    pub(super) counters: u64,
+    pub(super) vocab: i32,
+    pub(super) k: i32,
+}

@@ -14,7 +14,7 @@ use cudarc::driver::{
 
 use super::{
     Device,
-    arguments::{Attention, Mode, Norm},
+    arguments::{Attention, Logits, Mode, Norm},
     error::Call as _,
     gpu::{Dims, Gpu, Kernel, arguments},
     products::{Input, Products, SMALL_BATCH},
@@ -62,8 +62,9 @@ struct Run {
     state: State,
     products: Products,
     kernels: Kernels,
-    /// Graphs of small steps by their number of tokens.
-    graphs: HashMap<usize, Captured>,
+    /// Graphs of small steps by their number of tokens. The first such step runs directly, as kernels that were
+    /// never launched may have to be loaded, which a capture does not allow; it leaves `None`.
+    graphs: HashMap<usize, Option<Captured>>,
     /// How the step under way is run.
     mode: StepMode,
     small: bool,
@@ -255,14 +256,18 @@ impl Backend for CudaBackend {
         let tokens = batch.tokens.len();
         let one_row_each = batch.logit_rows.len() == tokens;
         run.small = tokens <= SMALL_BATCH && run.state.metadata.tiles == 0 && one_row_each;
-        run.mode = match (graphs && run.small, run.graphs.contains_key(&tokens)) {
-            (true, true) => StepMode::Replay,
-            (true, false) => {
+        run.mode = match run.graphs.get(&tokens) {
+            _ if !graphs || !run.small => StepMode::Direct,
+            None => {
+                run.graphs.insert(tokens, None);
+                StepMode::Direct
+            }
+            Some(Some(_)) => StepMode::Replay,
+            Some(None) => {
                 let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
                 gpu.stream().begin_capture(mode).call("cuStreamBeginCapture")?;
                 StepMode::Capture { launches_before: gpu.counters().launches }
             }
-            (false, _) => StepMode::Direct,
         };
         Ok(())
     }
@@ -274,7 +279,7 @@ impl Backend for CudaBackend {
         let kernel = kernels.embed.get(&table.dtype).ok_or_else(|| missing("embed", table.dtype))?;
         let (tables, ids, x, permuted) =
             (table.pointer(), s.metadata.token_ids(), s.x.pointer(), i32::from(run.small));
-        let dims = Dims::new(s.metadata.tokens, 128);
+        let dims = Dims::new((s.metadata.tokens * s.shape.dim.div_ceil(1024)).div_ceil(4), 128);
         let bytes = s.metadata.tokens as u64 * s.shape.dim as u64 * 6;
         // SAFETY: the arguments of embed.cu; x holds the step's tokens, whose ids are below the table's rows.
         unsafe { gpu.launch(kernel, dims, bytes, arguments![tables, ids, x, columns, tokens, permuted]) }?;
@@ -327,13 +332,13 @@ impl Backend for CudaBackend {
             let (_, tiles) = decode_heads(shape);
             let splits = decode_splits(shape, m.decoding);
             let grid = [splits as u32, (shape.kv_heads * tiles) as u32, m.decoding as u32];
-            let dims = Dims { grid, block: 128, shared: 0 };
+            let dims = Dims { grid, block: [128, 1], shared: 0 };
             let bytes = m.attended as u64 * kv_token;
             // SAFETY: the arguments of attention_decode; partial sums and counters hold this grid.
             unsafe { gpu.launch(&run.kernels.decode, dims, bytes, arguments![attention]) }?;
         }
         if m.tiles > 0 {
-            let dims = Dims { grid: [m.tiles as u32, shape.kv_heads as u32, 1], block: 256, shared: 0 };
+            let dims = Dims { grid: [m.tiles as u32, shape.kv_heads as u32, 1], block: [128, 1], shared: 0 };
             let bytes = m.attended as u64 * kv_token;
             // SAFETY: the arguments of attention_prefill; the tiles are the step's.
             unsafe { gpu.launch(&run.kernels.prefill, dims, bytes, arguments![attention]) }?;
@@ -480,20 +485,16 @@ impl Run {
             let graph = gpu.stream().end_capture(flags).call("cuGraphInstantiate of a step")?;
             let graph = graph.ok_or_else(|| EngineError::Backend("cuStreamEndCapture: no graph".into()))?;
             let launches = gpu.counters().launches - launches_before;
-            self.graphs.insert(tokens, Captured { graph, launches });
+            self.graphs.insert(tokens, Some(Captured { graph, launches }));
         }
-        match mem::replace(&mut self.mode, StepMode::Direct) {
-            StepMode::Direct => return Ok(()),
-            StepMode::Capture { .. } => {}
-            StepMode::Replay => {
-                let launches = self.graphs.get(&tokens).map_or(0, |captured| captured.launches);
-                gpu.count_launches(launches);
-            }
+        let mode = mem::replace(&mut self.mode, StepMode::Direct);
+        let Some(Some(captured)) = self.graphs.get(&tokens).filter(|_| mode != StepMode::Direct) else {
+            return Ok(());
+        };
+        if mode == StepMode::Replay {
+            gpu.count_launches(captured.launches);
         }
-        match self.graphs.get(&tokens) {
-            Some(captured) => captured.graph.launch().call("cuGraphLaunch of a step"),
-            None => Ok(()),
-        }
+        captured.graph.launch().call("cuGraphLaunch of a step")
     }
 
     /// Brings to the host what `needs` asks for, and waits for it: the step's one wait.
@@ -507,28 +508,23 @@ impl Run {
             needs.iter().map(|need| if let Need::Best(k) = need { *k } else { 0 }).max().unwrap_or(0);
         let widest = widest.min(MOST_BEST).min(vocab);
         if widest > 0 {
-            let (logits, ids, best) = (s.logits.pointer(), s.best_ids.pointer(), s.best_logits.pointer());
-            let (row_count, columns, k) = (rows as i32, vocab as i32, widest as i32);
+            let arguments = Logits {
+                logits: s.logits.pointer(),
+                ids: s.best_ids.pointer(),
+                values: s.best_logits.pointer(),
+                sums: s.best_sums.pointer(),
+                partial: s.best_partial.pointer(),
+                counters: s.attention_counters.pointer(),
+                vocab: vocab as i32,
+                k: widest as i32,
+            };
+            let (kernel, segment) =
+                if widest == 1 { (&self.kernels.argmax, 4096) } else { (&self.kernels.top_k, 8192) };
+            let dims =
+                Dims { grid: [vocab.div_ceil(segment) as u32, rows as u32, 1], block: [256, 1], shared: 0 };
             let bytes = 4 * (rows * vocab) as u64;
-            let dims = Dims::new(rows, 1024);
-            // SAFETY: the arguments of sample.cu's kernels; the results hold MOST_BEST a row.
-            unsafe {
-                if widest == 1 {
-                    gpu.launch(
-                        &self.kernels.argmax,
-                        dims,
-                        bytes,
-                        arguments![logits, row_count, columns, ids, best],
-                    )
-                } else {
-                    gpu.launch(
-                        &self.kernels.top_k,
-                        dims,
-                        bytes,
-                        arguments![logits, row_count, columns, k, ids, best],
-                    )
-                }
-            }?;
+            // SAFETY: the argument of sample.cu's kernels; results and workspace hold MOST_BEST a row.
+            unsafe { gpu.launch(kernel, dims, bytes, arguments![arguments]) }?;
             // SAFETY: read below, after the wait.
             unsafe {
                 gpu.download(&s.best_ids, &mut s.host_ids, 0, rows * widest * 4)?;

@@ -16,8 +16,8 @@ use crate::{backend::Counters, error::EngineError};
 pub(super) struct Dims {
     /// Blocks.
     pub(super) grid: [u32; 3],
-    /// Threads of a block.
-    pub(super) block: u32,
+    /// Threads of a block, x and y.
+    pub(super) block: [u32; 2],
     /// Bytes of dynamic shared memory of a block.
     pub(super) shared: u32,
 }
@@ -25,11 +25,7 @@ pub(super) struct Dims {
 impl Dims {
     /// A row of blocks without dynamic shared memory.
     pub(super) fn new(grid: usize, block: u32) -> Self {
-        Self { grid: [grid as u32, 1, 1], block, shared: 0 }
-    }
-
-    pub(super) fn shared(self, bytes: usize) -> Self {
-        Self { shared: bytes as u32, ..self }
+        Self { grid: [grid as u32, 1, 1], block: [block, 1], shared: 0 }
     }
 }
 
@@ -38,12 +34,6 @@ impl Dims {
 pub(super) struct Kernel {
     function: CudaFunction,
     name: &'static str,
-}
-
-impl Kernel {
-    pub(super) fn name(&self) -> &'static str {
-        self.name
-    }
 }
 
 /// The addresses of a launch's arguments, in the kernel's order.
@@ -90,7 +80,7 @@ impl Gpu {
 
     /// Streaming multiprocessors, which grids are sized by.
     pub(super) fn sms(&self) -> usize {
-        self.device.info().sms as usize
+        self.device.info().multiprocessors as usize
     }
 
     /// Makes the device's context that of this thread; before anything else on a new thread.
@@ -205,7 +195,7 @@ pub(super) unsafe fn launch_on(
         result::launch_kernel(
             kernel.function.cu_function(),
             (x, y, z),
-            (dims.block, 1, 1),
+            (dims.block[0], dims.block[1], 1),
             dims.shared,
             stream,
             arguments,

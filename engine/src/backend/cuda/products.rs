@@ -64,6 +64,23 @@ impl Family {
         }
     }
 
+    /// The launch for matrices of so many rows.
+    fn dims(self, sms: usize, rows: &[usize], columns: usize, tokens: usize, mode: Mode) -> Dims {
+        let tiles: usize = rows.iter().map(|rows| rows.div_ceil(4)).sum();
+        let units = if mode == Mode::Gated { tiles / 2 } else { tiles };
+        let slices = columns.div_ceil(1024);
+        match self {
+            Self::One => {
+                let warps = if slices >= 8 { slices.min(14) } else { slices * (8 / slices) };
+                Dims { grid: [units.min(sms * 2) as u32, 1, 1], block: [32, warps as u32], shared: 0 }
+            }
+            Self::Small(_) | Self::Skinny(_) => Dims::new(sms * 2, 256),
+            Self::Tiled => {
+                Dims::new(rows.iter().map(|r| r.div_ceil(128)).sum::<usize>() * tokens.div_ceil(64), 128)
+            }
+        }
+    }
+
     fn kernel(self, dtype: DType) -> String {
         let suffix = suffix(dtype);
         match self {

@@ -65,6 +65,9 @@ pub(super) struct State {
     pub(super) best_ids: Buffer,
     /// Their logits.
     pub(super) best_logits: Buffer,
+    /// Sums beside the best, `f64 [logit_rows]`, and the workspace of finding them.
+    pub(super) best_sums: Buffer,
+    pub(super) best_partial: Buffer,
     /// Workspace and counters of products, then of attention.
     pub(super) product_partial: Buffer,
     pub(super) product_counters: Buffer,
@@ -86,6 +89,7 @@ struct Sizes {
     angles: usize,
     logits: usize,
     best: usize,
+    best_partial: usize,
     attention_partial: usize,
 }
 
@@ -107,6 +111,7 @@ impl Sizes {
             angles: floats(tokens, shape.rope.inverse_frequencies.len()),
             logits: floats(capacity.logit_rows, shape.vocab),
             best: floats(capacity.logit_rows, MOST_BEST),
+            best_partial: capacity.logit_rows * shape.vocab.div_ceil(4096) * (MOST_BEST * 8).max(16),
             attention_partial: floats(1, attention),
         }
     }
@@ -116,7 +121,8 @@ impl Sizes {
         let activations = self.x + self.hidden + 2 * self.q + 2 * self.kv + self.inside + 3 * self.angles;
         activations
             + self.logits
-            + 2 * self.best
+            + 3 * self.best
+            + self.best_partial
             + self.attention_partial
             + PRODUCT_PARTIAL
             + 2 * COUNTERS * 4
@@ -155,6 +161,8 @@ impl State {
             logits: make(sizes.logits, "logits")?,
             best_ids: make(sizes.best, "the best tokens")?,
             best_logits: make(sizes.best, "the best tokens")?,
+            best_sums: make(sizes.best, "the best tokens")?,
+            best_partial: make(sizes.best_partial, "finding the best tokens")?,
             product_partial: make(PRODUCT_PARTIAL, "partial products")?,
             product_counters: make(COUNTERS * 4, "counters")?,
             attention_partial: make(sizes.attention_partial, "partial attention")?,
