@@ -35,7 +35,7 @@ struct Decode {
     static constexpr int LANES = EIGHTHS % 4 ? 2 : 4;
     static constexpr int PARTS = EIGHTHS / LANES;
     static constexpr int KEYS = WARPS * (32 / LANES);
-    static constexpr int ROWS = KEYS == 32 ? 2 : 1;
+    static constexpr int ROWS = KEYS == 32 && KV != KV_F32 ? 2 : 1;
     // Values: a lane has eight columns, and this many groups of lanes have four tokens each.
     static constexpr int RUNS = THREADS / EIGHTHS;
     static constexpr int SCORES = HEADS * STRIDE;
