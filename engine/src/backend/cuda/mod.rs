@@ -18,6 +18,8 @@ mod backend;
 pub mod device;
 pub mod error;
 mod gpu;
+#[cfg(all(test, feature = "gpu-tests"))]
+mod gpu_tests;
 mod metadata;
 pub mod module;
 mod products;

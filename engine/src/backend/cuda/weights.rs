@@ -132,7 +132,7 @@ impl Vector {
 }
 
 /// `permuted` of `kernels/common.cuh`; whole groups only, what is left of the columns stays in place.
-fn permuted(column: usize, columns: usize) -> usize {
+pub(super) fn permuted(column: usize, columns: usize) -> usize {
     let start = column / 1024 * 1024;
     let groups = (columns - start).min(1024) / GROUP;
     if column >= columns / GROUP * GROUP {
