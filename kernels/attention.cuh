@@ -69,12 +69,13 @@ __host__ __device__ __forceinline__ constexpr int half_bytes(int kv, int head_di
                                           : head_dim + 2 * ((head_dim + KV_GROUP - 1) / KV_GROUP));
 }
 
-// The keys of a KV head in a block; its values follow after half_bytes().
-__device__ __forceinline__ u8* keys_of(const Attention& a, int kv, int head_dim, u32 block, int kv_head) {
-    return a.cache + (u64)(block * (u32)a.kv_heads + kv_head) * (2 * half_bytes(kv, head_dim));
+// Where the keys of a KV head in a block begin, in bytes; its values follow after half_bytes().
+__device__ __forceinline__ u64 place_of(const Attention& a, int kv, int head_dim, u32 block, int kv_head) {
+    return (u64)(block * (u32)a.kv_heads + kv_head) * (2 * half_bytes(kv, head_dim));
 }
 
-// Eight neighbouring numbers of a token as stored, and then as floats. `half` is the keys or values of a block.
+// Eight neighbouring numbers of a token as stored, and then as floats. `half` is the keys or values of a block, `group`
+// is eighth / 4, which callers often know without dividing.
 template <int KV, int HEAD_DIM>
 struct Eight;
 
@@ -83,7 +84,7 @@ struct Eight<KV_F16, HEAD_DIM> {
     uint4 raw;
 
     __device__ __forceinline__ void clear() { raw = make_uint4(0, 0, 0, 0); }
-    __device__ __forceinline__ void load(const u8* half, int slot, int eighth) {
+    __device__ __forceinline__ void load(const u8* half, int slot, int eighth, int group) {
         raw = *reinterpret_cast<const uint4*>(half + (slot * HEAD_DIM + eighth * 8) * 2);
     }
     __device__ __forceinline__ void unpack(float (&w)[8]) const {
@@ -102,11 +103,11 @@ struct Eight<KV_Q8, HEAD_DIM> {
     u16 scale;
 
     __device__ __forceinline__ void clear() { raw = make_uint2(0, 0), scale = 0; }
-    __device__ __forceinline__ void load(const u8* half, int slot, int eighth) {
+    __device__ __forceinline__ void load(const u8* half, int slot, int eighth, int group) {
         constexpr int GROUPS = (HEAD_DIM + KV_GROUP - 1) / KV_GROUP;
         raw = *reinterpret_cast<const uint2*>(half + slot * HEAD_DIM + eighth * 8);
         const u16* scales = reinterpret_cast<const u16*>(half + BLOCK_TOKENS * HEAD_DIM);
-        scale = scales[slot * GROUPS + eighth / (KV_GROUP / 8)];
+        scale = scales[slot * GROUPS + group];
     }
     // A byte with its sign bit turned is the number + 128. In the second byte of 32768.0 it makes 32768 + 128 + number,
     // and since (32768 + 128) * scale is exact in f32, one FFMA gives number * scale, exactly as well.
@@ -127,7 +128,7 @@ struct Eight<KV_F32, HEAD_DIM> {
     float4 raw[2];
 
     __device__ __forceinline__ void clear() { raw[0] = raw[1] = make_float4(0, 0, 0, 0); }
-    __device__ __forceinline__ void load(const u8* half, int slot, int eighth) {
+    __device__ __forceinline__ void load(const u8* half, int slot, int eighth, int group) {
         const float4* row = reinterpret_cast<const float4*>(half + (slot * HEAD_DIM + eighth * 8) * 4);
         raw[0] = row[0], raw[1] = row[1];
     }

@@ -25,7 +25,7 @@ constexpr int CHUNK = 128;
 // Distance of two heads' scores; 8 mod 32, so that the four lanes of a token write to different banks.
 constexpr int STRIDE = CHUNK + 8;
 constexpr int MOST_SPLITS = 64;
-// Block ids read ahead at a time.
+// Blocks looked up at a time.
 constexpr int TABLE = 128;
 
 template <int KV, int HEAD_DIM, int HEADS>
@@ -44,9 +44,9 @@ struct Decode {
 
     struct Shared {
         float numbers[SHARED];  // queries [HEADS][HEAD_DIM] and scores [HEADS][STRIDE]; at last sums [2][RUNS][HEAD_DIM]
-        u32 table[TABLE];
-        float factor[HEADS];
-        float total[HEADS];
+        u64 table[TABLE];  // where the KV head's keys of each block are in the cache, in bytes
+        float factor[HEADS];   // by which older sums shrink
+        float total[HEADS];    // Σ exp2(score - largest); here, with the largest, to spare registers
         float largest[HEADS];
         u32 last;
     };
@@ -73,7 +73,8 @@ struct Decode {
             turn_head(a, HEAD_DIM, x, norm, s.start, pairs, h < HEADS ? a.scale * LOG2_E : 1.0f, head);
             if (h < HEADS) continue;
             __syncwarp();
-            u8* half = keys_of(a, KV, HEAD_DIM, a.tables[s.table + s.context / BLOCK_TOKENS], kv_head);
+            const u32 block = a.tables[s.table + s.context / BLOCK_TOKENS];
+            u8* half = a.cache + place_of(a, KV, HEAD_DIM, block, kv_head);
             if (h > HEADS) half += half_bytes(KV, HEAD_DIM);
             store_token<KV>(half, s.context % BLOCK_TOKENS, HEAD_DIM, head);
         }
@@ -81,7 +82,7 @@ struct Decode {
 
     // scores[h][t] = query h · key t, for the chunk's `count` tokens.
     static __device__ __forceinline__ void score(
-        const Attention& a, int kv_head, const u32* table, int count, Shared& shared) {
+        const Attention& a, const u64* table, int count, Shared& shared) {
         const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
         const int part = lane % LANES;
         const int key = warp * (32 / LANES) + lane / LANES;
@@ -94,10 +95,10 @@ struct Decode {
 #pragma unroll
             for (int r = 0; r < ROWS; r++) {
                 const int t = first + r * KEYS + key;
-                const u8* keys = keys_of(a, KV, HEAD_DIM, t < count ? table[t / BLOCK_TOKENS] : 0, kv_head);
+                const u8* keys = a.cache + table[t < count ? t / BLOCK_TOKENS : 0];
 #pragma unroll
                 for (int p = 0; p < PARTS; p++) {
-                    if (t < count) raw[r][p].load(keys, t % BLOCK_TOKENS, p * LANES + part);
+                    if (t < count) raw[r][p].load(keys, t % BLOCK_TOKENS, p * LANES + part, p * LANES / 4);
                     else raw[r][p].clear();
                 }
             }
@@ -146,8 +147,7 @@ struct Decode {
     }
 
     // scores become exp2(score - largest so far), zero past `count`; factor[h] is what older sums shrink by.
-    static __device__ __forceinline__ void soften(
-        int count, float (&largest)[HEADS / WARPS], float (&total)[HEADS / WARPS], Shared& shared) {
+    static __device__ __forceinline__ void soften(int count, Shared& shared) {
         const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
 #pragma unroll
         for (int i = 0; i < HEADS / WARPS; i++) {
@@ -159,30 +159,34 @@ struct Decode {
             if (t + 1 >= count) x.y = minus_infinity();
             if (t + 2 >= count) x.z = minus_infinity();
             if (t + 3 >= count) x.w = minus_infinity();
-            const float most = fmaxf(largest[i], warp_max(fmaxf(fmaxf(x.x, x.y), fmaxf(x.z, x.w))));
-            const float factor = exp2_fast(largest[i] - most);
+            const float before = shared.largest[h];
+            const float most = fmaxf(before, warp_max(fmaxf(fmaxf(x.x, x.y), fmaxf(x.z, x.w))));
+            const float factor = exp2_fast(before - most);
             x.x = exp2_fast(x.x - most), x.y = exp2_fast(x.y - most);
             x.z = exp2_fast(x.z - most), x.w = exp2_fast(x.w - most);
             *row = x;
-            largest[i] = most;
-            total[i] = total[i] * factor + warp_sum((x.x + x.y) + (x.z + x.w));
-            if (lane == 0) shared.factor[h] = factor;
+            const float sum = warp_sum((x.x + x.y) + (x.z + x.w));
+            if (lane == 0) {
+                shared.factor[h] = factor;
+                shared.total[h] = shared.total[h] * factor + sum;
+                shared.largest[h] = most;
+            }
         }
     }
 
     // sums[h][·] += Σ_t scores[h][t] · value t
     static __device__ __forceinline__ void add_values(
-        const Attention& a, int kv_head, const u32* table, int count, float (&sums)[HEADS][8], const Shared& shared) {
+        const Attention& a, const u64* table, int count, float (&sums)[HEADS][8], const Shared& shared) {
         const int eighth = threadIdx.x % EIGHTHS, run = threadIdx.x / EIGHTHS;
         const float* scores = shared.numbers + HEADS * HEAD_DIM;
         if (run >= RUNS) return;
 #pragma unroll 1
         for (int t = run * 4; t < count; t += RUNS * 4) {
-            const u8* values = keys_of(a, KV, HEAD_DIM, table[t / BLOCK_TOKENS], kv_head) + half_bytes(KV, HEAD_DIM);
+            const u8* values = a.cache + table[t / BLOCK_TOKENS] + half_bytes(KV, HEAD_DIM);
             Eight<KV, HEAD_DIM> raw[4];
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                if (t + i < count) raw[i].load(values, t % BLOCK_TOKENS + i, eighth);
+                if (t + i < count) raw[i].load(values, t % BLOCK_TOKENS + i, eighth, eighth / 4);
                 else raw[i].clear();
             }
 #pragma unroll
@@ -290,24 +294,23 @@ struct Decode {
         const int end = min(tokens, begin + each * BLOCK_TOKENS);
         prepare(a, s, kv_head, first, heads, end == tokens, shared);
 
-        float largest[HEADS / WARPS], total[HEADS / WARPS];
+        if (threadIdx.x < HEADS) shared.largest[threadIdx.x] = minus_infinity(), shared.total[threadIdx.x] = 0.0f;
         float sums[HEADS][8] = {};
-#pragma unroll
-        for (int i = 0; i < HEADS / WARPS; i++) largest[i] = minus_infinity(), total[i] = 0.0f;
         for (int at = begin; at < end; at += CHUNK) {
             const int entry = (at - begin) / BLOCK_TOKENS % TABLE;
             if (entry == 0) {
                 const int left = (end - at + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
                 if (threadIdx.x < min(left, TABLE)) {
-                    shared.table[threadIdx.x] = a.tables[s.table + at / BLOCK_TOKENS + threadIdx.x];
+                    const u32 block = a.tables[s.table + at / BLOCK_TOKENS + threadIdx.x];
+                    shared.table[threadIdx.x] = place_of(a, KV, HEAD_DIM, block, kv_head);
                 }
             }
             // After this the queries, the newest token and the table are there, and the last chunk's scores are done with.
             __syncthreads();
             const int count = min(CHUNK, end - at);
-            score(a, kv_head, shared.table + entry, count, shared);
+            score(a, shared.table + entry, count, shared);
             __syncthreads();
-            soften(count, largest, total, shared);
+            soften(count, shared);
             __syncthreads();
             if (at > begin) {
 #pragma unroll
@@ -317,29 +320,22 @@ struct Decode {
                     for (int j = 0; j < 8; j++) sums[h][j] *= factor;
                 }
             }
-            add_values(a, kv_head, shared.table + entry, count, sums, shared);
+            add_values(a, shared.table + entry, count, sums, shared);
             if (at + CHUNK < end && entry + CHUNK / BLOCK_TOKENS == TABLE) __syncthreads();
         }
-        finish(a, s, kv_head * group + first, heads, splits, largest, total, sums, shared);
+        finish(a, s, kv_head * group + first, heads, splits, sums, shared);
     }
 
     // Out of a sequence that was not split; else the part into the workspace, and the merge where it is the last.
     static __device__ __forceinline__ void finish(const Attention& a, const Sequence& s, int head, int heads, int splits,
-        const float (&largest)[HEADS / WARPS], const float (&total)[HEADS / WARPS], const float (&sums)[HEADS][8],
-        Shared& shared) {
+        const float (&sums)[HEADS][8], Shared& shared) {
         constexpr int PART = HEADS * (HEAD_DIM + 2);
-        const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
         const int row = blockIdx.z * gridDim.y + blockIdx.y;
         float* parts = a.partial + (u64)row * gridDim.x * PART;
         float* part = parts + blockIdx.x * PART;
-#pragma unroll
-        for (int i = 0; i < HEADS / WARPS; i++) {
-            const int h = i * WARPS + warp;
-            if (lane == 0 && splits == 1) shared.total[h] = total[i];
-            if (lane == 0 && splits > 1) {
-                part[HEADS * HEAD_DIM + h] = total[i];
-                part[HEADS * HEAD_DIM + HEADS + h] = largest[i];
-            }
+        if (splits > 1 && threadIdx.x < HEADS) {
+            part[HEADS * HEAD_DIM + threadIdx.x] = shared.total[threadIdx.x];
+            part[HEADS * HEAD_DIM + HEADS + threadIdx.x] = shared.largest[threadIdx.x];
         }
         gather(sums, shared, [&](int h, int d, float sum) {
             if (splits > 1) part[h * HEAD_DIM + d] = sum;

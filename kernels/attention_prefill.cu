@@ -33,7 +33,7 @@ struct Vector<4> { typedef float4 Type; };
 template <int KV, int HEAD_DIM>
 struct Prefill {
     static constexpr int EIGHTHS = HEAD_DIM / 8;
-    static constexpr int SLICE_DIMS = 16;
+    static constexpr int SLICE_DIMS = 16;  // within one q8 group
     static constexpr int SLICES = HEAD_DIM / SLICE_DIMS;
     // What one thread reads of a slice of queries and of keys: half a row.
     static constexpr int QUARTS = SLICE_DIMS / 8;
@@ -73,7 +73,7 @@ struct Prefill {
         for (int i = 0; i < QUARTS; i++) ahead.query[i] = __ldg(q + i);
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
-            if (valid) ahead.key[i].load(keys, slot, slice * (SLICE_DIMS / 8) + half * EACH + i);
+            if (valid) ahead.key[i].load(keys, slot, slice * (SLICE_DIMS / 8) + half * EACH + i, slice * SLICE_DIMS / KV_GROUP);
             else ahead.key[i].clear();
         }
     }
@@ -103,8 +103,9 @@ struct Prefill {
             const int piece = threadIdx.x + i * THREADS;
             const int t = first + piece / EIGHTHS;
             if (piece < PIECES && t < keys) {
-                const u8* half = keys_of(a, KV, HEAD_DIM, table[t / BLOCK_TOKENS], kv_head) + half_bytes(KV, HEAD_DIM);
-                ahead[i].load(half, t % BLOCK_TOKENS, piece % EIGHTHS);
+                const u8* half = a.cache + place_of(a, KV, HEAD_DIM, table[t / BLOCK_TOKENS], kv_head);
+                half += half_bytes(KV, HEAD_DIM);
+                ahead[i].load(half, t % BLOCK_TOKENS, piece % EIGHTHS, piece % EIGHTHS / 4);
             } else {
                 ahead[i].clear();
             }
@@ -225,7 +226,7 @@ struct Prefill {
         for (int i = 0; i < 8; i++) shared.totals[i][threadIdx.x] = 0.0f;
 
         int t = threadIdx.x % KEYS;
-        const u8* half = keys_of(a, KV, HEAD_DIM, t < keys ? table[t / BLOCK_TOKENS] : 0, kv_head);
+        const u8* half = a.cache + place_of(a, KV, HEAD_DIM, t < keys ? table[t / BLOCK_TOKENS] : 0, kv_head);
         Ahead ahead;
         read(query, half, t % BLOCK_TOKENS, t < keys, 0, ahead);
 #pragma unroll 1
@@ -253,7 +254,7 @@ struct Prefill {
             __syncthreads();
             put_weights(scores, rows, column, shared);
             t += KEYS;
-            half = keys_of(a, KV, HEAD_DIM, t < keys ? table[t / BLOCK_TOKENS] : 0, kv_head);
+            half = a.cache + place_of(a, KV, HEAD_DIM, t < keys ? table[t / BLOCK_TOKENS] : 0, kv_head);
 #pragma unroll 1
             for (int slice = 0; slice < KEYS / VALUES; slice++) {
                 if (slice > 0) __syncthreads();

@@ -58,7 +58,7 @@ __device__ __forceinline__ void append(const Attention& a) {
             for (int d = lane; d < a.head_dim; d += 32) q[d] = row[d];
         } else {
             const u32 slot = a.slots[token];
-            u8* keys = a.cache + (u64)(slot / BLOCK_TOKENS * (u32)a.kv_heads + kv_head) * (2 * half);
+            u8* keys = a.cache + place_of(a, KV, a.head_dim, slot / BLOCK_TOKENS, kv_head);
             store_token<KV>(value ? keys + half : keys, slot % BLOCK_TOKENS, a.head_dim, row);
         }
         __syncwarp();
