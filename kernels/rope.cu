@@ -52,8 +52,8 @@ __device__ __forceinline__ void append(const Attention& a) {
         const int at = (token * a.kv_heads + kv_head) * a.head_dim;
         float* q = a.q + (token * a.heads + item) * a.head_dim;
         const float* x = query ? q : (value ? a.v : a.k) + at;
-        turn_head(a, a.head_dim, x, value ? nullptr : query ? a.q_norm : a.k_norm, token, value ? 0 : a.pairs, 1.0f, row);
-        __syncwarp();
+        const float* norm = value ? nullptr : query ? a.q_norm : a.k_norm;
+        turn_head<WIDEST / 64>(a, a.head_dim, x, norm, token, value ? 0 : a.pairs, 1.0f, row);
         if (query) {
             for (int d = lane; d < a.head_dim; d += 32) q[d] = row[d];
         } else {
