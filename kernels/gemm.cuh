@@ -1,5 +1,5 @@
 #pragma once
-#include "common.cuh"
+#include "quant.cuh"
 
 #ifndef ORDER
 #define ORDER 0
@@ -16,9 +16,6 @@ constexpr int STEP = 16;
 __device__ __forceinline__ float4 load4(const u8* base, u32 offset) {
     return __ldg(reinterpret_cast<const float4*>(base + offset));
 }
-__device__ __forceinline__ uint4 load_raw4(const u8* base, u32 offset) {
-    return __ldg(reinterpret_cast<const uint4*>(base + offset));
-}
 
 __device__ __forceinline__ u32 tid() {
     u32 t;
@@ -26,37 +23,127 @@ __device__ __forceinline__ u32 tid() {
     return t;
 }
 
-template <int T> struct Source;
-
-// F16: [row][part 0..3][lane] 16 B
-template <> struct Source<0> {
-    static constexpr int FAR = 8;
-    static __device__ __forceinline__ u32 row_tile_bytes(int columns) { return columns * 8u; }
-    const u8* base;
-    u32 offset, stride;
-    uint4 raw;
+// Where one thread takes weights from: a row, of which it reads one group after the other, in four octets of columns.
+template <int T>
+struct Source {
+    static constexpr int BITS = quant_bits(T);
+    static constexpr bool K = T == Q4_K || T == Q5_K;
+    static constexpr bool WHOLE = BITS == 5 || BITS == 6;  // octets share words: the group stays in registers
+    static constexpr int WORDS = WHOLE ? BITS : BITS / 4;
+    static constexpr int HALVES = group_scales(T);
+    const u8* base;  // the row tile
+    u32 at, stride;  // of the next octet; between chunks
+    u32 raw[WORDS];
+    u32 raw_scale[3];
+    float scale[HALVES], offset;
     bool valid;
-    __device__ __forceinline__ void row(const u8* weight, int tile, int columns) {
-        base = weight + tile * row_tile_bytes(columns);
+
+    __device__ __forceinline__ void tile(const u8* weight, int tile, int columns) {
+        base = weight + (u32)(tile * Layout<T>::row_tile_bytes(columns));
     }
+
+    // Turns to group g; beyond the last one weights are zeros.
     __device__ __forceinline__ void group(int row, int g, int groups) {
         valid = g < groups;
         g = min(g, groups - 1);
-        stride = min(32, groups - (g & ~31)) * 16;
-        offset = (g & ~31) * (GROUP * 8u) + row * 4 * stride + (g & 31) * 16;
+        const int slice = g & ~31, lane = g & 31, lanes = min(32, groups - slice);
+        const u32 begin = slice * Layout<T>::TILE_GROUP;
+        stride = lanes * 16;
+        constexpr int CHUNKS = BITS < 8 ? 1 : BITS / 4;
+        at = begin + (row * CHUNKS * lanes + lane) * 16;
+        if constexpr (WHOLE) {
+            const uint4 v = __ldg((const uint4*)(base + at));
+            raw[0] = v.x, raw[1] = v.y, raw[2] = v.z, raw[3] = v.w;
+            if constexpr (BITS == 5) raw[4] = __ldg((const u32*)(base + (begin + 64 * lanes + lane * 16 + row * 4)));
+            if constexpr (BITS == 6) {
+                const uint2 u = __ldg((const uint2*)(base + (begin + 64 * lanes + (row / 2 * lanes + lane) * 16 + row % 2 * 8)));
+                raw[WORDS - 2] = u.x, raw[WORDS - 1] = u.y;
+            }
+        }
+        const u32 scales = begin + Layout<T>::scales(lanes);
+        if constexpr (K) {
+            raw_scale[0] = __ldg((const u32*)(base + (scales + lane / 8 * 16 + row * 4)));
+            raw_scale[1] = __ldg((const u32*)(base + (scales + 2 * lanes + lane * 4)));
+            raw_scale[2] = __ldg((const u16*)(base + (scales + 6 * lanes + lane * 2)));
+        } else if constexpr (has_min(T)) {
+            raw_scale[0] = __ldg((const u32*)(base + (scales + lane * 16 + row * 4)));
+        } else if constexpr (T == Q6_K) {
+            raw_scale[0] = __ldg((const u16*)(base + (scales + lane * 8 + row * 2)));
+            raw_scale[1] = __ldg((const u16*)(base + (scales + 8 * lanes + lane / 8 * 8 + row * 2)));
+        } else if constexpr (BITS < 16) {
+            raw_scale[0] = __ldg((const u16*)(base + (scales + lane * 8 + row * 2)));
+        }
     }
-    __device__ __forceinline__ void fetch(int step) {
-        raw = load_raw4(base, offset);
-        offset += stride;
+
+    __device__ __forceinline__ void fetch(int part) {
+        if constexpr (BITS == 16) {
+            const uint4 v = __ldg((const uint4*)(base + at));
+            raw[0] = v.x, raw[1] = v.y, raw[2] = v.z, raw[3] = v.w;
+            at += stride;
+        } else if constexpr (BITS == 8) {
+            const uint2 v = __ldg((const uint2*)(base + at));
+            raw[0] = v.x, raw[1] = v.y;
+            at += part & 1 ? stride - 8 : 8;
+        } else if constexpr (BITS == 4) {
+            raw[0] = __ldg((const u32*)(base + at));
+            at += 4;
+        }
     }
-    __device__ __forceinline__ void octet(int step, float (&w)[8]) {
-        const u32 a[4] = {raw.x, raw.y, raw.z, raw.w};
+
+    __device__ __forceinline__ void decode() {
+        offset = 0.0f;
+        if constexpr (K) {
+            const int row = tid() >> 1 & 3;
+            scale[0] = (float)KScales::scale(raw_scale[1], row) * half_low(raw_scale[0]);
+            offset = -((float)KScales::min(raw_scale[1], raw_scale[2], row) * half_high(raw_scale[0]));
+        } else if constexpr (has_min(T)) {
+            scale[0] = half_low(raw_scale[0]);
+            offset = half_high(raw_scale[0]);
+        } else if constexpr (T == Q6_K) {
+            const float d = half_low(raw_scale[1]);
+            scale[0] = ((float)(raw_scale[0] & 0xff) - 128.0f) * d;
+            scale[HALVES - 1] = ((float)(raw_scale[0] >> 8) - 128.0f) * d;
+        } else {
+            scale[0] = half_low(raw_scale[0]);
+        }
+        if constexpr (!has_min(T) && HALVES == 1) offset = scale[0] * -quant_offset(T);
+        offset *= UNIT;
+        if constexpr (!K && T != Q6_K) {
+            if (!valid) scale[0] = offset = 0.0f;
+        }
+    }
+
+    static constexpr float UNIT = BITS == 16 ? 1.0f : 0x1p-64f;
+
+    template <int PART>
+    __device__ __forceinline__ void octet_of(float (&w)[8]) const {
+        Quants<T> quants;
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            u32 v = valid ? a[i] : 0u;
-            __half2 h = *reinterpret_cast<__half2*>(&v);
-            w[2 * i] = __low2float(h);
-            w[2 * i + 1] = __high2float(h);
+        for (int i = 0; i < BITS; i++) quants.q[i] = raw[i % WORDS];
+        const float s = scale[HALVES == 2 ? PART / 2 : 0];
+        const float base = HALVES == 2 ? s * (-quant_offset(T) * UNIT) : offset;
+#pragma unroll
+        for (int e = 0; e < 8; e++) {
+            const int i = PART * 8 + e;
+            w[e] = BITS == 16 ? quants.field(i) : fmaf(quants.field(i), s * power_of_two(85 - field_bit(BITS, i)), base);
+        }
+    }
+
+    // Eight weights times UNIT.
+    __device__ __forceinline__ void octet(int part, float (&w)[8]) {
+        if constexpr (BITS == 16) {
+            if (!valid) raw[0] = raw[1] = raw[2] = raw[3] = 0;
+            octet_of<0>(w);
+        } else {
+            if (part == 0) decode();
+            if constexpr (WHOLE) {
+                if (part == 0) octet_of<0>(w);
+                else if (part == 1) octet_of<1>(w);
+                else if (part == 2) octet_of<2>(w);
+                else octet_of<3>(w);
+            } else {
+                octet_of<0>(w);
+            }
         }
     }
 };
@@ -135,13 +222,13 @@ __device__ __forceinline__ void next_work(const Product& p, Work& work) {
 
 // Writes rows and tokens number `e` of a thread's 16 groups of four rows.
 template <int ROWS, int TOKENS>
-__device__ __forceinline__ void emit(const Product& p, const Work& work, int e, float4 value) {
+__device__ __forceinline__ void emit(const Product& p, const Work& work, int e, float4 value, float unit) {
     const int t = tid(), warp = t >> 5, wr = warp % (ROWS / 64), wt = warp / (ROWS / 64);
     const int row = work.row + wr * 64 + (t >> 1 & 7) * 4 + (e & 1) * 32, rows = work.rows;
     const int token = work.token + wt * 32 + ((t & 1) | (t >> 4 & 1) << 1) * 4 + (e >> 1 & 3) + (e >> 3) * 16;
     if (token >= p.tokens || row >= rows) return;
     float* out = pick(p.out, work.m) + (size_t)token * rows + row;
-    float v[4] = {value.x, value.y, value.z, value.w};
+    float v[4] = {value.x * unit, value.y * unit, value.z * unit, value.w * unit};
     const float* bias = p.mode == STORE ? pick(p.bias, work.m) : nullptr;
     if (bias) {
 #pragma unroll
@@ -197,7 +284,7 @@ __device__ __forceinline__ void gemm(const Product& p) {
                 const int t = tid();
 #pragma unroll
                 for (int i = 0; i < W_LOADS; i++)
-                    source[i].row(work.weight, min((work.row + i * THREADS / 2) / 4 + (t >> 3), (work.rows - 1) / 4), p.columns);
+                    source[i].tile(work.weight, min((work.row + i * THREADS / 2) / 4 + (t >> 3), (work.rows - 1) / 4), p.columns);
 #pragma unroll
                 for (int i = 0; i < X_LOADS; i++)
                     x_at[i] = min(work.token + (t >> 2) + i * THREADS / 4, p.tokens - 1) * p.columns * 4u;
@@ -221,7 +308,7 @@ __device__ __forceinline__ void gemm(const Product& p) {
                     const int g = step / 2;
 #pragma unroll
                     for (int i = 0; i < W_LOADS; i++) source[i].group(t >> 1 & 3, g + (t & 1), groups);
-                    x_column = min(g + (t >> 1 & 1), groups - 1) * (GROUP * 4u) + (t & 1) * (Source<T>::FAR == 8 ? 16u : 64u);
+                    x_column = min(g + (t >> 1 & 1), groups - 1) * (GROUP * 4u) + (t & 1) * 16u;
                 }
             };
             auto fetch_x = [&](int i) { x_raw = load4(reinterpret_cast<const u8*>(p.x), x_at[i] + x_column); };
@@ -251,7 +338,7 @@ __device__ __forceinline__ void gemm(const Product& p) {
                 source[i].fetch(0);
                 store_w(0, i);
             }
-            x_column += Source<T>::FAR == 8 ? 32 : 16;
+            x_column += 32;
             __syncthreads();
 #pragma unroll 1
             do {
@@ -301,7 +388,7 @@ __device__ __forceinline__ void gemm(const Product& p) {
                         }
                 }
                 store_w(step, W_LOADS - 1);
-                x_column += Source<T>::FAR == 8 ? 32 : 16;
+                x_column += 32;
                 __syncthreads();
                 reads ^= FLIP;
             } while (step < work.end);
@@ -333,7 +420,7 @@ __device__ __forceinline__ void gemm(const Product& p) {
                 } else {
 #pragma unroll 1
                     for (int e = 0; e < 8; e++)
-                        emit<ROWS, TOKENS>(p, work, half * 8 + e, make_float4(own[(e * 4) * THREADS], own[(e * 4 + 1) * THREADS], own[(e * 4 + 2) * THREADS], own[(e * 4 + 3) * THREADS]));
+                        emit<ROWS, TOKENS>(p, work, half * 8 + e, make_float4(own[(e * 4) * THREADS], own[(e * 4 + 1) * THREADS], own[(e * 4 + 2) * THREADS], own[(e * 4 + 3) * THREADS]), 1.0f / Source<T>::UNIT);
                 }
             }
             if (!partial) continue;
@@ -357,7 +444,7 @@ __device__ __forceinline__ void gemm(const Product& p) {
                 float4 v = __ldcg(slots + (2 * b + (b * work.share < work.rest * pairs)) * (ROWS * TOKENS / 4) + e * THREADS);
                 sum = make_float4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
             }
-            emit<ROWS, TOKENS>(p, work, e, sum);
+            emit<ROWS, TOKENS>(p, work, e, sum, 1.0f / Source<T>::UNIT);
         }
     }
 }
