@@ -1,127 +1,149 @@
+// The product of many tokens, tiled: what gemm.cu instantiates for each type.
+//
+// A block takes a tile of ROWS rows by TOKENS tokens, a thread 8 x 8 of it, a warp 64 rows by 32 tokens. Columns go in
+// pairs of groups, a pair in four steps: a step is an octet of columns of either group, 16 columns, so that loads of the
+// repacked layout are whole sectors and a type's scales are read once in four steps. A step's weights are expanded on
+// their way to shared memory, and step n + 1 is stored while step n is multiplied.
+//
+// What decides is the main loop's register budget. At 128 registers ptxas stops assigning registers to banks, and each
+// FFMA that reads two operands of one bank costs an M40 a second cycle. Hence what looks odd below: a tile's place is
+// kept in shared memory, threadIdx is read again instead of kept, addresses are packed in halves of a register, one load
+// is in flight at a time, and the sums leave as single floats.
 #pragma once
+
 #include "quant.cuh"
 
-#ifndef ORDER
-#define ORDER 0
-#endif
-
-#ifndef SIMPLE
-#define SIMPLE 0
-#endif
-#ifndef UNROLL
-#define UNROLL 16
-#endif
+// Columns of a step, steps of a pair of groups, and the fewest pairs for which it pays to split a tile's columns.
 constexpr int STEP = 16;
+constexpr int PAIR_STEPS = 4;
+constexpr int FEWEST_PAIRS = 4;
 
-__device__ __forceinline__ float4 load4(const u8* base, u32 offset) {
-    return __ldg(reinterpret_cast<const float4*>(base + offset));
-}
-
-__device__ __forceinline__ u32 tid() {
-    u32 t;
+// Read each time it is needed: a kept copy costs a register throughout the main loop.
+__device__ __forceinline__ int thread_index() {
+    int t;
     asm volatile("mov.u32 %0, %%tid.x;" : "=r"(t));
     return t;
 }
 
-// Where one thread takes weights from: a row, of which it reads one group after the other, in four octets of columns.
-template <int T>
+// An array among the kernel's arguments at an index known only at run time, without a copy in local memory.
+template <typename V>
+__device__ __forceinline__ V pick(const V (&a)[3], int m) {
+    V v = a[0];
+    if (m == 1) v = a[1];
+    if (m == 2) v = a[2];
+    return v;
+}
+
+// Where a thread takes weights from: N rows of which it reads the same columns, one octet of a group after the other.
+// The rows have the same number in their tiles of four.
+template <int T, int N>
 struct Source {
     static constexpr int BITS = quant_bits(T);
     static constexpr bool K = T == Q4_K || T == Q5_K;
-    static constexpr bool WHOLE = BITS == 5 || BITS == 6;  // octets share words: the group stays in registers
-    static constexpr int WORDS = WHOLE ? BITS : BITS / 4;
-    static constexpr int HALVES = group_scales(T);
-    const u8* base;  // the row tile
-    u32 at, stride;  // of the next octet; between chunks
-    u32 raw[WORDS];
-    u32 raw_scale[3];
-    float scale[HALVES], offset;
-    bool valid;
+    static constexpr bool SHARED_WORDS = BITS == 5 || BITS == 6;  // octets share words: the group stays in registers
+    static constexpr int WORDS = SHARED_WORDS ? BITS : BITS / 4;
+    static constexpr int SCALES = group_scales(T);
+    static constexpr float UNIT = BITS == 16 ? 1.0f : 0x1p-64f;  // what expanded weights are multiplied with
 
-    __device__ __forceinline__ void tile(const u8* weight, int tile, int columns) {
-        base = weight + (u32)(tile * Layout<T>::row_tile_bytes(columns));
+    const u8* base;  // tile of the first row
+    u32 far[N];      // from there to the other rows' tiles
+    u32 at, stride;  // the next octet; from one 16-byte chunk of a group to the next
+    bool valid;
+    u32 raw[N][WORDS], raw_scale[N][3];
+    float scale[N][SCALES], offset[N];
+
+    template <typename V>
+    __device__ __forceinline__ V read(int n, u32 place) const {
+        return __ldg(reinterpret_cast<const V*>(base + (n == 0 ? place : place + far[n])));
     }
 
-    // Turns to group g; beyond the last one weights are zeros.
-    __device__ __forceinline__ void group(int row, int g, int groups) {
+    __device__ __forceinline__ void tiles(const u8* weight, const int (&tile)[N], int columns) {
+        const u32 bytes = Layout<T>::row_tile_bytes(columns);
+        base = weight + tile[0] * bytes;
+#pragma unroll
+        for (int n = 0; n < N; n++) far[n] = (tile[n] - tile[0]) * bytes;
+    }
+
+    // Turns to group g. A pair's second group may be beyond the last: then the last one is read, and counts as zeros.
+    __device__ __forceinline__ void turn(int row, int g, int groups) {
         valid = g < groups;
         g = min(g, groups - 1);
         const int slice = g & ~31, lane = g & 31, lanes = min(32, groups - slice);
         const u32 begin = slice * Layout<T>::TILE_GROUP;
-        stride = lanes * 16;
         constexpr int CHUNKS = BITS < 8 ? 1 : BITS / 4;
+        stride = lanes * 16;
         at = begin + (row * CHUNKS * lanes + lane) * 16;
-        if constexpr (WHOLE) {
-            const uint4 v = __ldg((const uint4*)(base + at));
-            raw[0] = v.x, raw[1] = v.y, raw[2] = v.z, raw[3] = v.w;
-            if constexpr (BITS == 5) raw[4] = __ldg((const u32*)(base + (begin + 64 * lanes + lane * 16 + row * 4)));
-            if constexpr (BITS == 6) {
-                const uint2 u = __ldg((const uint2*)(base + (begin + 64 * lanes + (row / 2 * lanes + lane) * 16 + row % 2 * 8)));
-                raw[WORDS - 2] = u.x, raw[WORDS - 1] = u.y;
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            if constexpr (SHARED_WORDS) {
+                const uint4 v = read<uint4>(n, at);
+                raw[n][0] = v.x, raw[n][1] = v.y, raw[n][2] = v.z, raw[n][3] = v.w;
+                const u32 rest = begin + 64 * lanes;
+                if constexpr (BITS == 5) raw[n][4] = read<u32>(n, rest + lane * 16 + row * 4);
+                if constexpr (BITS == 6) {
+                    const uint2 u = read<uint2>(n, rest + (row / 2 * lanes + lane) * 16 + row % 2 * 8);
+                    raw[n][4] = u.x, raw[n][5] = u.y;
+                }
+            }
+            const u32 scales = begin + Layout<T>::scales(lanes);
+            if constexpr (K) {
+                raw_scale[n][0] = read<u32>(n, scales + lane / 8 * 16 + row * 4);
+                raw_scale[n][1] = read<u32>(n, scales + 2 * lanes + lane * 4);
+                raw_scale[n][2] = read<u16>(n, scales + 6 * lanes + lane * 2);
+            } else if constexpr (has_min(T)) {
+                raw_scale[n][0] = read<u32>(n, scales + lane * 16 + row * 4);
+            } else if constexpr (BITS < 16) {
+                raw_scale[n][0] = read<u16>(n, scales + lane * 8 + row * 2);
+                if constexpr (T == Q6_K) raw_scale[n][1] = read<u16>(n, scales + 8 * lanes + lane / 8 * 8 + row * 2);
             }
         }
-        const u32 scales = begin + Layout<T>::scales(lanes);
-        if constexpr (K) {
-            raw_scale[0] = __ldg((const u32*)(base + (scales + lane / 8 * 16 + row * 4)));
-            raw_scale[1] = __ldg((const u32*)(base + (scales + 2 * lanes + lane * 4)));
-            raw_scale[2] = __ldg((const u16*)(base + (scales + 6 * lanes + lane * 2)));
-        } else if constexpr (has_min(T)) {
-            raw_scale[0] = __ldg((const u32*)(base + (scales + lane * 16 + row * 4)));
-        } else if constexpr (T == Q6_K) {
-            raw_scale[0] = __ldg((const u16*)(base + (scales + lane * 8 + row * 2)));
-            raw_scale[1] = __ldg((const u16*)(base + (scales + 8 * lanes + lane / 8 * 8 + row * 2)));
-        } else if constexpr (BITS < 16) {
-            raw_scale[0] = __ldg((const u16*)(base + (scales + lane * 8 + row * 2)));
-        }
     }
 
-    __device__ __forceinline__ void fetch(int part) {
+    // Loads the words of row n's octet `part`; where octets share words they are there since turn().
+    __device__ __forceinline__ void fetch(int n, int part) {
         if constexpr (BITS == 16) {
-            const uint4 v = __ldg((const uint4*)(base + at));
-            raw[0] = v.x, raw[1] = v.y, raw[2] = v.z, raw[3] = v.w;
-            at += stride;
+            const uint4 v = read<uint4>(n, at);
+            raw[n][0] = v.x, raw[n][1] = v.y, raw[n][2] = v.z, raw[n][3] = v.w;
+            if (n == N - 1) at += stride;
         } else if constexpr (BITS == 8) {
-            const uint2 v = __ldg((const uint2*)(base + at));
-            raw[0] = v.x, raw[1] = v.y;
-            at += part & 1 ? stride - 8 : 8;
+            const uint2 v = read<uint2>(n, at);
+            raw[n][0] = v.x, raw[n][1] = v.y;
+            if (n == N - 1) at += part & 1 ? stride - 8 : 8;
         } else if constexpr (BITS == 4) {
-            raw[0] = __ldg((const u32*)(base + at));
-            at += 4;
+            raw[n][0] = read<u32>(n, at);
+            if (n == N - 1) at += 4;
         }
     }
 
-    __device__ __forceinline__ void decode() {
-        offset = 0.0f;
+    // Scale and offset of row n's group from what turn() read.
+    __device__ __forceinline__ void decode(int n, int row) {
+        const u32(&r)[3] = raw_scale[n];
         if constexpr (K) {
-            const int row = tid() >> 1 & 3;
-            scale[0] = (float)KScales::scale(raw_scale[1], row) * half_low(raw_scale[0]);
-            offset = -((float)KScales::min(raw_scale[1], raw_scale[2], row) * half_high(raw_scale[0]));
+            scale[n][0] = (float)KScales::scale(r[1], row) * half_low(r[0]);
+            offset[n] = (float)KScales::min(r[1], r[2], row) * half_high(r[0]) * -UNIT;
         } else if constexpr (has_min(T)) {
-            scale[0] = half_low(raw_scale[0]);
-            offset = half_high(raw_scale[0]);
+            scale[n][0] = half_low(r[0]);
+            offset[n] = half_high(r[0]) * UNIT;
         } else if constexpr (T == Q6_K) {
-            const float d = half_low(raw_scale[1]);
-            scale[0] = ((float)(raw_scale[0] & 0xff) - 128.0f) * d;
-            scale[HALVES - 1] = ((float)(raw_scale[0] >> 8) - 128.0f) * d;
+            const float d = half_low(r[1]);
+            scale[n][0] = ((float)(r[0] & 0xff) - 128.0f) * d;
+            scale[n][1] = ((float)(r[0] >> 8) - 128.0f) * d;
         } else {
-            scale[0] = half_low(raw_scale[0]);
+            scale[n][0] = half_low(r[0]);
+            offset[n] = scale[n][0] * (-quant_offset(T) * UNIT);
         }
-        if constexpr (!has_min(T) && HALVES == 1) offset = scale[0] * -quant_offset(T);
-        offset *= UNIT;
-        if constexpr (!K && T != Q6_K) {
-            if (!valid) scale[0] = offset = 0.0f;
+        if constexpr (!K && T != Q6_K) {  // these have an even number of groups
+            if (!valid) scale[n][0] = offset[n] = 0.0f;
         }
     }
-
-    static constexpr float UNIT = BITS == 16 ? 1.0f : 0x1p-64f;
 
     template <int PART>
-    __device__ __forceinline__ void octet_of(float (&w)[8]) const {
+    __device__ __forceinline__ void expand_part(int n, float (&w)[8]) const {
         Quants<T> quants;
 #pragma unroll
-        for (int i = 0; i < BITS; i++) quants.q[i] = raw[i % WORDS];
-        const float s = scale[HALVES == 2 ? PART / 2 : 0];
-        const float base = HALVES == 2 ? s * (-quant_offset(T) * UNIT) : offset;
+        for (int i = 0; i < BITS; i++) quants.q[i] = raw[n][i % WORDS];
+        const float s = scale[n][SCALES == 2 ? PART / 2 : 0];
+        const float base = SCALES == 2 ? s * (-quant_offset(T) * UNIT) : offset[n];
 #pragma unroll
         for (int e = 0; e < 8; e++) {
             const int i = PART * 8 + e;
@@ -129,322 +151,325 @@ struct Source {
         }
     }
 
-    // Eight weights times UNIT.
-    __device__ __forceinline__ void octet(int part, float (&w)[8]) {
+    // The eight weights of row n's octet `part`, times UNIT, scale and min folded in.
+    __device__ __forceinline__ void expand(int n, int part, int row, float (&w)[8]) {
         if constexpr (BITS == 16) {
-            if (!valid) raw[0] = raw[1] = raw[2] = raw[3] = 0;
-            octet_of<0>(w);
+            if (!valid) raw[n][0] = raw[n][1] = raw[n][2] = raw[n][3] = 0;
         } else {
-            if (part == 0) decode();
-            if constexpr (WHOLE) {
-                if (part == 0) octet_of<0>(w);
-                else if (part == 1) octet_of<1>(w);
-                else if (part == 2) octet_of<2>(w);
-                else octet_of<3>(w);
+            if (part == 0) decode(n, row);
+        }
+        if constexpr (!SHARED_WORDS) {
+            expand_part<0>(n, w);
+        } else {
+            if (part == 0) expand_part<0>(n, w);
+            else if (part == 1) expand_part<1>(n, w);
+            else if (part == 2) expand_part<2>(n, w);
+            else expand_part<3>(n, w);
+        }
+    }
+};
+
+// The tile that a block works on, or its part of one, and what comes after it. Kept in shared memory.
+struct Work {
+    const u8* weight;
+    int m, rows, row, token;  // matrix, its rows; the tile's first row and token
+    int begin, end;           // steps; end 0: nothing is left
+    // Whole tiles are dealt out in turn. What is left when they no longer fill the grid is one range of pairs of groups,
+    // tile after tile, cut into one share for each block.
+    int whole, next;            // how many are whole tiles; this block's next one
+    int share, unit, unit_end;  // pairs in a share; this block's, from the next one on
+    int rest, slot;             // number of the tile among the shared ones; where in `partial` this block's sums go
+};
+
+template <int ROWS, int TOKENS>
+struct Schedule {
+    const Product& p;
+
+    __device__ __forceinline__ int pairs() const { return (p.columns / GROUP + 1) / 2; }
+    __device__ __forceinline__ int token_tiles() const { return (p.tokens + TOKENS - 1) / TOKENS; }
+    __device__ __forceinline__ int row_tiles(int m) const { return (pick(p.rows, m) + ROWS - 1) / ROWS; }
+
+    __device__ __forceinline__ void begin(Work& work) const {
+        int tiles = 0;
+        for (int m = 0; m < p.matrices; m++) tiles += row_tiles(m) * token_tiles();
+        const int grid = gridDim.x, left = tiles % grid;
+        work.whole = left * 10 >= grid * 9 ? tiles : tiles - left;  // sharing would cost more than it saves
+        const int units = (tiles - work.whole) * pairs();
+        work.share = max((units + grid - 1) / grid, FEWEST_PAIRS);
+        work.next = blockIdx.x;
+        work.unit = blockIdx.x * work.share;
+        work.unit_end = min(work.unit + work.share, units);
+    }
+
+    // Which of its two places in `partial` block b uses for shared tile `rest`: the second if its share began before it.
+    __device__ __forceinline__ int slot(const Work& work, int b, int rest) const {
+        return 2 * b + (b * work.share < rest * pairs());
+    }
+
+    __device__ __forceinline__ void next(Work& work) const {
+        int tile, begin = 0, end = pairs();
+        if (work.next < work.whole) {
+            tile = work.next;
+            work.next += gridDim.x;
+        } else if (work.unit < work.unit_end) {
+            work.rest = work.unit / pairs();
+            work.slot = slot(work, blockIdx.x, work.rest);
+            begin = work.unit - work.rest * pairs();
+            end = min(end, begin + work.unit_end - work.unit);
+            work.unit += end - begin;
+            tile = work.whole + work.rest;
+        } else {
+            work.end = 0;
+            return;
+        }
+        work.begin = begin * PAIR_STEPS;
+        work.end = end * PAIR_STEPS;
+        int m = 0, row = tile / token_tiles();
+        work.token = (tile - row * token_tiles()) * TOKENS;
+        for (; m < p.matrices - 1 && row >= row_tiles(m); m++) row -= row_tiles(m);
+        work.m = m;
+        work.row = row * ROWS;
+        work.rows = pick(p.rows, m);
+        work.weight = pick(p.weight, m);
+    }
+};
+
+// The order in which a step takes its 64 products: it changes no result, but how ptxas assigns registers to banks.
+// Each kernel has the one with the fewest conflicts.
+__device__ __forceinline__ constexpr int ordered(int order, int i, int j) {
+    if ((order & 1) && (i & 1)) j = 7 - j;
+    j ^= order >> 1 & 7;
+    return (j & 4) | ((j + (order >> 4 & 3) * i + (order >> 6 & 3)) & 3);
+}
+
+template <int T, int ROWS, int TOKENS, int ORDER>
+struct Tile {
+    static constexpr int THREADS = ROWS * TOKENS / 64;
+    static constexpr int ROW_WARPS = ROWS / 64;
+    // Loads of a thread and step: eight weights, and four of x.
+    static constexpr int W_LOADS = ROWS * 2 / THREADS, X_LOADS = TOKENS * 4 / THREADS, LOADS = W_LOADS + X_LOADS;
+    // Shared memory: w [2][STEP][ROWS], x [2][STEP][TOKENS]; in bytes:
+    static constexpr u32 W_BYTES = STEP * ROWS * 4, X_BYTES = STEP * TOKENS * 4, BYTES = 2 * (W_BYTES + X_BYTES);
+    static constexpr u32 FLIP = W_BYTES | X_BYTES << 16;  // to the other buffer
+    static_assert(2 * W_BYTES % (2 * X_BYTES) == 0, "FLIP is a xor");
+
+    const Product& p;
+    const Work& work;
+    u8* shared;
+
+    // First of the eight rows and tokens of a thread: rows +0..3 and +32..35, tokens +0..3 and +16..19. The lanes are so
+    // arranged that a warp reads 128 consecutive bytes of w, and x by broadcast.
+    __device__ __forceinline__ static int row() {
+        return (thread_index() >> 5) % ROW_WARPS * 64 + (thread_index() >> 1 & 7) * 4;
+    }
+    __device__ __forceinline__ static int token() {
+        return (thread_index() >> 5) / ROW_WARPS * 32 + (thread_index() & 1) * 4 + (thread_index() >> 4 & 1) * 8;
+    }
+
+    // Multiplies the steps work.begin .. work.end - 1.
+    //
+    // Column k of a step is line k of shared memory. Threads load weights in pairs, lines 0..7 and 8..15 of a row, and x
+    // in fours, lines 4q..4q+3 of a token. So that either stores without bank conflicts, rows are exchanged (xor 16) in
+    // lines 8..15, and tokens (xor 8q) in lines 4q..4q+3.
+    __device__ __forceinline__ void multiply(float (&acc)[8][8]) const {
+        const int groups = p.columns / GROUP;
+        Source<T, W_LOADS> source;
+        u32 x_row[X_LOADS], x_column;
+        // where the thread reads (and stores) w, low half, and x, high half
+        u32 reads = row() * 4 | (2 * W_BYTES + token() * 4) << 16, stores;
+        {
+            const int t = thread_index();
+            stores = (t & 1) * (8 * ROWS * 4) + ((t >> 1) ^ (t & 1) * 16) * 4;
+            stores |= (2 * W_BYTES + (t & 3) * (4 * TOKENS * 4) + ((t >> 2) ^ (t & 3) * 8) * 4) << 16;
+            int tile[W_LOADS];
+#pragma unroll
+            for (int n = 0; n < W_LOADS; n++)
+                tile[n] = min(work.row / TILE_ROWS + (t >> 3) + n * THREADS / 8, (work.rows - 1) / TILE_ROWS);
+            source.tiles(work.weight, tile, p.columns);
+#pragma unroll
+            for (int n = 0; n < X_LOADS; n++)
+                x_row[n] = min(work.token + (t >> 2) + n * THREADS / 4, p.tokens - 1) * p.columns * 4u;
+        }
+        float4 x_raw;
+        auto turn = [&](int step) {
+            if (step % PAIR_STEPS != 0) return;
+            const int t = thread_index(), g = step / 2;
+            source.turn(t >> 1 & 3, g + (t & 1), groups);
+            x_column = min(g + (t >> 1 & 1), groups - 1) * (GROUP * 4) + (t & 1) * 16;
+        };
+        auto fetch = [&](int step, int n) {
+            if (n < X_LOADS)
+                x_raw = __ldg(reinterpret_cast<const float4*>(reinterpret_cast<const u8*>(p.x) + (x_row[n] + x_column)));
+            else
+                source.fetch(n - X_LOADS, step % PAIR_STEPS);
+            if (n == LOADS - 1) x_column += 32;
+        };
+        auto store = [&](int step, int n) {
+            if (n < X_LOADS) {
+                float* to = reinterpret_cast<float*>(shared + (stores >> 16)) + n * THREADS / 4;
+                to[0 * TOKENS] = x_raw.x, to[1 * TOKENS] = x_raw.y, to[2 * TOKENS] = x_raw.z, to[3 * TOKENS] = x_raw.w;
             } else {
-                octet_of<0>(w);
+                float* to = reinterpret_cast<float*>(shared + (stores & 0xffff)) + (n - X_LOADS) * THREADS / 2;
+                float w[8];
+                source.expand(n - X_LOADS, step % PAIR_STEPS, thread_index() >> 1 & 3, w);
+#pragma unroll
+                for (int e = 0; e < 8; e++) to[e * ROWS] = w[e];
+            }
+        };
+
+        int step = work.begin;
+        turn(step);
+#pragma unroll
+        for (int n = 0; n < LOADS; n++) fetch(step, n), store(step, n);
+        __syncthreads();
+#pragma unroll 1
+        do {
+            u32 w_read = reads & 0xffff, x_read = reads >> 16;
+            reads ^= FLIP;
+            stores ^= FLIP;
+            turn(++step);  // beyond work.end what it reads is not used
+#pragma unroll
+            for (int k = 0; k < STEP; k++) {
+                constexpr int EVERY = STEP / LOADS;
+                if (k % EVERY == 0 && k / EVERY < LOADS) {
+                    if (k > 0) store(step, k / EVERY - 1);
+                    fetch(step, k / EVERY);
+                }
+                if (k == 8) w_read ^= 64;
+                if (k == 4 || k == 8 || k == 12) x_read ^= 32;
+                const u8 *wp = shared + w_read + k * (ROWS * 4), *xp = shared + x_read + k * (TOKENS * 4);
+                const float4 w0 = *reinterpret_cast<const float4*>(wp);
+                const float4 w1 = *reinterpret_cast<const float4*>(wp + 128);
+                const float4 x0 = *reinterpret_cast<const float4*>(xp + (k & 8 ? 64 : 0));
+                const float4 x1 = *reinterpret_cast<const float4*>(xp + (k & 8 ? 0 : 64));
+                const float w[8] = {w0.x, w0.y, w0.z, w0.w, w1.x, w1.y, w1.z, w1.w};
+                const float x[8] = {x0.x, x0.y, x0.z, x0.w, x1.x, x1.y, x1.z, x1.w};
+#pragma unroll
+                for (int i = 0; i < 8; i++)
+#pragma unroll
+                    for (int n = 0; n < 8; n++) {
+                        const int j = ordered(ORDER, i, n);
+                        acc[i][j] = fmaf(w[j], x[i], acc[i][j]);
+                    }
+            }
+            store(step, LOADS - 1);
+            __syncthreads();
+        } while (step < work.end);
+    }
+
+    // A thread's own words of shared memory, 32 floats, through which sums pass on their way out. As single floats:
+    // vectors would bind the registers of acc to the banks of w's.
+    __device__ __forceinline__ float& own(int i) const { return reinterpret_cast<float*>(shared)[i * THREADS + thread_index()]; }
+    __device__ __forceinline__ float4 own4(int i) const { return make_float4(own(4 * i), own(4 * i + 1), own(4 * i + 2), own(4 * i + 3)); }
+
+    // Writes four rows of a token: number e of a thread's 16 such. `sum` is in units of Source::UNIT.
+    __device__ __forceinline__ void emit(int e, float4 sum) const {
+        const int r = work.row + row() + (e & 1) * 32, t = work.token + token() + (e >> 1 & 3) + (e >> 3) * 16, rows = work.rows;
+        if (t >= p.tokens || r >= rows) return;
+        float* out = pick(p.out, work.m) + (size_t)t * rows + r;
+        const float* bias = p.mode == STORE ? pick(p.bias, work.m) : nullptr;
+        float v[4] = {sum.x, sum.y, sum.z, sum.w};
+        const auto finish = [&](int j, float before) {
+            v[j] *= 1.0f / Source<T, 1>::UNIT;
+            v[j] = p.mode == SILU_MUL ? v[j] * silu(before) : v[j] + before;
+        };
+        const float* before = p.mode == STORE ? (bias ? bias + r : nullptr) : out;
+        if (rows % 4 == 0) {
+            const float4 b = before ? *reinterpret_cast<const float4*>(before) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            finish(0, b.x), finish(1, b.y), finish(2, b.z), finish(3, b.w);
+            *reinterpret_cast<float4*>(out) = make_float4(v[0], v[1], v[2], v[3]);
+        } else {
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                if (r + j < rows) {
+                    finish(j, before ? before[j] : 0.0f);
+                    out[j] = v[j];
+                }
+        }
+    }
+
+    __device__ __forceinline__ float4* partial(int slot) const {
+        return reinterpret_cast<float4*>(p.partial) + slot * (ROWS * TOKENS / 4) + thread_index();
+    }
+
+    // Hands the sums on: to `out`, or, of a part of the columns, to the workspace.
+    __device__ __forceinline__ void leave(const float (&acc)[8][8], bool whole) const {
+#pragma unroll 1
+        for (int half = 0; half < 2; half++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+#pragma unroll
+                for (int j = 0; j < 8; j++) own(i * 8 + j) = half ? acc[i + 4][j] : acc[i][j];
+#pragma unroll 1
+            for (int e = 0; e < 8; e++) {
+                if (whole) emit(half * 8 + e, own4(e));
+                else __stcg(partial(work.slot) + (half * 8 + e) * THREADS, own4(e));
             }
         }
     }
-};
 
-template <typename V> __device__ __forceinline__ V pick(const V (&a)[3], int m) {
-    V v = a[0];
-    if (m == 1) v = a[1];
-    if (m == 2) v = a[2];
-    return v;
-}
-
-__device__ __forceinline__ float finish(float result, float before, int mode) {
-    return mode == ADD ? before + result : __fdividef(before, 1.0f + __expf(-before)) * result;
-}
-
-// What a block works on, kept in shared memory: the main loop has no registers to spare.
-struct Work {
-    const u8* weight;
-    int m, rows, row, token;  // first row and token of the tile
-    int begin, end;           // steps
-    int rest;                 // number of the tile among the shared ones
-    int slot;                 // where this block's part goes
-    int share;                // pairs a block takes of the shared tiles
-    int next, unit, unit_end, whole;
-};
-
-template <int ROWS, int TOKENS>
-__device__ __forceinline__ void plan(const Product& p, Work& work) {
-    const int token_tiles = (p.tokens + TOKENS - 1) / TOKENS, pairs = (p.columns / GROUP + 1) / 2, grid = gridDim.x;
-    int row_tiles = 0;
-    for (int m = 0; m < p.matrices; m++) row_tiles += (pick(p.rows, m) + ROWS - 1) / ROWS;
-    const int tiles = row_tiles * token_tiles;
-    int whole = tiles / grid * grid;
-    if ((tiles - whole) * 10 >= grid * 9) whole = tiles;
-    const int rest = (tiles - whole) * pairs;
-    work.share = max((rest + grid - 1) / grid, 4);
-    work.unit = blockIdx.x * work.share;
-    work.unit_end = min(work.unit + work.share, rest);
-    work.whole = whole;
-    work.next = blockIdx.x;
-}
-
-template <int ROWS, int TOKENS>
-__device__ __forceinline__ void next_work(const Product& p, Work& work) {
-    const int token_tiles = (p.tokens + TOKENS - 1) / TOKENS, pairs = (p.columns / GROUP + 1) / 2;
-    int tile, begin = 0, end = 0;
-    if (work.next < work.whole) {
-        tile = work.next;
-        work.next = tile + gridDim.x;
-        end = pairs;
-    } else if (work.unit < work.unit_end) {
-        tile = work.unit / pairs;
-        begin = work.unit - tile * pairs;
-        end = min(pairs, begin + work.unit_end - work.unit);
-        work.unit += end - begin;
-        work.rest = tile;
-        work.slot = 2 * blockIdx.x + (blockIdx.x * work.share < tile * pairs);
-        tile += work.whole;
-    }
-    work.begin = begin * 4;
-    work.end = end * 4;
-    if (end == 0) return;
-    int m = 0, row = tile / token_tiles;
-    work.token = (tile - row * token_tiles) * TOKENS;
-    row *= ROWS;
-    for (; m < p.matrices - 1; m++) {
-        int span = (pick(p.rows, m) + ROWS - 1) / ROWS * ROWS;
-        if (row < span) break;
-        row -= span;
-    }
-    work.m = m;
-    work.row = row;
-    work.rows = pick(p.rows, m);
-    work.weight = pick(p.weight, m);
-}
-
-// Writes rows and tokens number `e` of a thread's 16 groups of four rows.
-template <int ROWS, int TOKENS>
-__device__ __forceinline__ void emit(const Product& p, const Work& work, int e, float4 value, float unit) {
-    const int t = tid(), warp = t >> 5, wr = warp % (ROWS / 64), wt = warp / (ROWS / 64);
-    const int row = work.row + wr * 64 + (t >> 1 & 7) * 4 + (e & 1) * 32, rows = work.rows;
-    const int token = work.token + wt * 32 + ((t & 1) | (t >> 4 & 1) << 1) * 4 + (e >> 1 & 3) + (e >> 3) * 16;
-    if (token >= p.tokens || row >= rows) return;
-    float* out = pick(p.out, work.m) + (size_t)token * rows + row;
-    float v[4] = {value.x * unit, value.y * unit, value.z * unit, value.w * unit};
-    const float* bias = p.mode == STORE ? pick(p.bias, work.m) : nullptr;
-    if (bias) {
+    // Adds up the parts of a tile that the blocks first .. last left, in this order whoever comes last.
+    __device__ __forceinline__ void merge(int first, int last) const {
+        const Schedule<ROWS, TOKENS> schedule{p};
+#pragma unroll 1
+        for (int half = 0; half < 2; half++) {
+            float4 sum[8];
 #pragma unroll
-        for (int j = 0; j < 4; j++)
-            if (row + j < rows) v[j] += bias[row + j];
-    }
-    if (rows % 4 == 0) {
-        float4* to = reinterpret_cast<float4*>(out);
-        if (p.mode != STORE) {
-            float4 o = *to;
-            v[0] = finish(v[0], o.x, p.mode);
-            v[1] = finish(v[1], o.y, p.mode);
-            v[2] = finish(v[2], o.z, p.mode);
-            v[3] = finish(v[3], o.w, p.mode);
+            for (int e = 0; e < 8; e++) sum[e] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 1
+            for (int b = first; b <= last; b++) {
+                const float4* part = partial(schedule.slot(work, b, work.rest)) + half * 8 * THREADS;
+                float4 v[8];
+#pragma unroll
+                for (int e = 0; e < 8; e++) v[e] = __ldcg(part + e * THREADS);
+#pragma unroll
+                for (int e = 0; e < 8; e++) sum[e].x += v[e].x, sum[e].y += v[e].y, sum[e].z += v[e].z, sum[e].w += v[e].w;
+            }
+#pragma unroll
+            for (int e = 0; e < 8; e++) own(4 * e) = sum[e].x, own(4 * e + 1) = sum[e].y, own(4 * e + 2) = sum[e].z, own(4 * e + 3) = sum[e].w;
+#pragma unroll 1
+            for (int e = 0; e < 8; e++) emit(half * 8 + e, own4(e));
         }
-        *to = make_float4(v[0], v[1], v[2], v[3]);
-    } else {
-#pragma unroll
-        for (int j = 0; j < 4; j++)
-            if (row + j < rows) out[j] = p.mode == STORE ? v[j] : finish(v[j], out[j], p.mode);
     }
-}
+};
 
-template <int T, int ROWS, int TOKENS>
+template <int T, int ROWS, int TOKENS, int ORDER>
 __device__ __forceinline__ void gemm(const Product& p) {
-    constexpr int THREADS = ROWS * TOKENS / 64;
-    constexpr int WR = ROWS / 64;              // warps along rows
-    constexpr int X_LOADS = TOKENS * 4 / THREADS;  // float4 loads of x a thread and step
-    constexpr int W_LOADS = ROWS * 2 / THREADS;
-    constexpr u32 FLIP = ROWS * STEP * 4 | TOKENS * STEP * 4 << 16;  // to the other buffer
-    // w [2][STEP][ROWS], x [2][STEP][TOKENS]
-    __shared__ __align__(16) float shared[2 * (ROWS + TOKENS) * STEP];
+    using Block = Tile<T, ROWS, TOKENS, ORDER>;
+    __shared__ __align__(16) u8 shared[Block::BYTES];
     __shared__ Work work;
-    __shared__ u32 arrived;
+    __shared__ int arrived;
+    const Schedule<ROWS, TOKENS> schedule{p};
+    const Block block{p, work, shared};
 
-    if (tid() == 0) plan<ROWS, TOKENS>(p, work);
+    if (thread_index() == 0) schedule.begin(work);
     for (;;) {
         __syncthreads();
-        if (tid() == 0) next_work<ROWS, TOKENS>(p, work);
+        if (thread_index() == 0) schedule.next(work);
         __syncthreads();
-        if (work.end == 0) break;
+        if (work.end == 0) return;
+        const bool whole = work.end - work.begin == schedule.pairs() * PAIR_STEPS;
         {
             float acc[8][8];
 #pragma unroll
             for (int i = 0; i < 8; i++)
 #pragma unroll
                 for (int j = 0; j < 8; j++) acc[i][j] = 0.0f;
-
-            const int groups = p.columns / GROUP;
-            Source<T> source[W_LOADS];
-            u32 x_at[X_LOADS];
-            {
-                const int t = tid();
-#pragma unroll
-                for (int i = 0; i < W_LOADS; i++)
-                    source[i].tile(work.weight, min((work.row + i * THREADS / 2) / 4 + (t >> 3), (work.rows - 1) / 4), p.columns);
-#pragma unroll
-                for (int i = 0; i < X_LOADS; i++)
-                    x_at[i] = min(work.token + (t >> 2) + i * THREADS / 4, p.tokens - 1) * p.columns * 4u;
-            }
-            // where in shared memory the thread reads w (low half) and x (high half), and where it stores them
-            u32 reads, place;
-            {
-                const int t = tid();
-                reads = (t >> 5) % WR * 256 + (t >> 1 & 7) * 16;
-                reads |= (ROWS * STEP * 8 + (t >> 5) / WR * 128 + ((t & 1) | (t >> 4 & 1) << 1) * 16) << 16;
-                place = (t & 1) * 8 * ROWS * 4 + ((t >> 1) ^ ((t & 1) * 16)) * 4;
-                place |= (ROWS * STEP * 8 + (t & 3) * 4 * TOKENS * 4 + ((t >> 2) ^ ((t & 3) * 8)) * 4) << 16;
-            }
-            u8* bytes = reinterpret_cast<u8*>(shared);
-            u32 x_column = 0;
-            float4 x_raw;
-
-            auto turn = [&](int step) {
-                if ((step & 3) == 0) {
-                    const int t = tid();
-                    const int g = step / 2;
-#pragma unroll
-                    for (int i = 0; i < W_LOADS; i++) source[i].group(t >> 1 & 3, g + (t & 1), groups);
-                    x_column = min(g + (t >> 1 & 1), groups - 1) * (GROUP * 4u) + (t & 1) * 16u;
-                }
-            };
-            auto fetch_x = [&](int i) { x_raw = load4(reinterpret_cast<const u8*>(p.x), x_at[i] + x_column); };
-            auto store_x = [&](int i) {
-                float* to = reinterpret_cast<float*>(bytes + (place >> 16));
-                to[0 * TOKENS + i * THREADS / 4] = x_raw.x;
-                to[1 * TOKENS + i * THREADS / 4] = x_raw.y;
-                to[2 * TOKENS + i * THREADS / 4] = x_raw.z;
-                to[3 * TOKENS + i * THREADS / 4] = x_raw.w;
-            };
-            auto store_w = [&](int step, int i) {
-                float* to = reinterpret_cast<float*>(bytes + (place & 0xffff));
-                float w[8];
-                source[i].octet(step & 3, w);
-#pragma unroll
-                for (int e = 0; e < 8; e++) to[e * ROWS + i * THREADS / 2] = w[e];
-            };
-            int step = work.begin;
-            turn(step);
-#pragma unroll
-            for (int i = 0; i < X_LOADS; i++) {
-                fetch_x(i);
-                store_x(i);
-            }
-#pragma unroll
-            for (int i = 0; i < W_LOADS; i++) {
-                source[i].fetch(0);
-                store_w(0, i);
-            }
-            x_column += 32;
-            __syncthreads();
-#pragma unroll 1
-            do {
-                place ^= FLIP;
-                u32 w_read = reads & 0xffff, x_read = reads >> 16;
-                step++;
-                turn(step);
-#pragma unroll
-                for (int k = 0; k < STEP; k++) {
-                    // the loads of the next step, one in flight at a time
-                    constexpr int LOADS = X_LOADS + W_LOADS, EVERY = STEP / LOADS;
-                    if (SIMPLE == 0 && k % EVERY == 0) {
-                        const int i = k / EVERY;
-                        if (i > 0 && i <= X_LOADS) store_x(i - 1);
-                        if (i > X_LOADS && i < LOADS) store_w(step, i - 1 - X_LOADS);
-                        if (i < X_LOADS) fetch_x(i);
-                        else if (i < LOADS) source[i - X_LOADS].fetch(step & 3);
-                    }
-                    if (k == 8) w_read ^= 64;
-                    if (k == 4 || k == 8 || k == 12) x_read ^= 32;
-                    const u8* wp = bytes + w_read + k * ROWS * 4;
-                    const u8* xp = bytes + x_read + k * TOKENS * 4;
-                    float4 w0 = *reinterpret_cast<const float4*>(wp);
-                    float4 w1 = *reinterpret_cast<const float4*>(wp + 128);
-                    float4 x0 = *reinterpret_cast<const float4*>(xp + ((k & 8) ? 64 : 0));
-                    float4 x1 = *reinterpret_cast<const float4*>(xp + ((k & 8) ? 0 : 64));
-                    const float w[8] = {w0.x, w0.y, w0.z, w0.w, w1.x, w1.y, w1.z, w1.w};
-                    const float xs[8] = {x0.x, x0.y, x0.z, x0.w, x1.x, x1.y, x1.z, x1.w};
-#pragma unroll
-                    for (int i = 0; i < 8; i++)
-#pragma unroll
-                        for (int jj = 0; jj < 8; jj++) {
-#if ORDER == 0
-                            const int j = jj;
-#elif ORDER == 1
-                            const int j = (i & 1) ? 7 - jj : jj;
-#elif ORDER == 2
-                            const int j = jj ^ 2;
-#elif ORDER == 3
-                            const int j = (i & 1) ? 7 - (jj ^ 2) : jj ^ 2;
-#elif ORDER == 4
-                            const int j = jj ^ 1;
-#elif ORDER == 5
-                            const int j = (jj & 4) | ((jj + 1 + i) & 3);
-#endif
-                            acc[i][j] = fmaf(w[j], xs[i], acc[i][j]);
-                        }
-                }
-                store_w(step, W_LOADS - 1);
-                x_column += 32;
-                __syncthreads();
-                reads ^= FLIP;
-            } while (step < work.end);
-
-            // acc leaves by shared memory, each thread's own words of it, as single floats: vectors would bind the registers
-            // of acc to the banks of w's.
-            const int pairs = (groups + 1) / 2;
-            const bool partial = work.end - work.begin < pairs * 4;
-            float* own = shared + tid();
-#pragma unroll 1
-            for (int half = 0; half < 2; half++) {
-                if (half == 0) {
-#pragma unroll
-                    for (int i = 0; i < 4; i++)
-#pragma unroll
-                        for (int j = 0; j < 8; j++) own[(i * 8 + j) * THREADS] = acc[i][j];
-                } else {
-#pragma unroll
-                    for (int i = 0; i < 4; i++)
-#pragma unroll
-                        for (int j = 0; j < 8; j++) own[(i * 8 + j) * THREADS] = acc[i + 4][j];
-                }
-                if (partial) {
-                    float4* slot = reinterpret_cast<float4*>(p.partial) + work.slot * (ROWS * TOKENS / 4) + tid();
-#pragma unroll 1
-                    for (int e = 0; e < 8; e++)
-                        __stcg(slot + (half * 8 + e) * THREADS,
-                               make_float4(own[(e * 4) * THREADS], own[(e * 4 + 1) * THREADS], own[(e * 4 + 2) * THREADS], own[(e * 4 + 3) * THREADS]));
-                } else {
-#pragma unroll 1
-                    for (int e = 0; e < 8; e++)
-                        emit<ROWS, TOKENS>(p, work, half * 8 + e, make_float4(own[(e * 4) * THREADS], own[(e * 4 + 1) * THREADS], own[(e * 4 + 2) * THREADS], own[(e * 4 + 3) * THREADS]), 1.0f / Source<T>::UNIT);
-                }
-            }
-            if (!partial) continue;
+            block.multiply(acc);
+            block.leave(acc, whole);
         }
-        const int pairs = (p.columns / GROUP + 1) / 2;
-        const int first = work.rest * pairs / work.share, last = ((work.rest + 1) * pairs - 1) / work.share;
+        if (whole) continue;
+        const int first = work.rest * schedule.pairs() / work.share;
+        const int last = ((work.rest + 1) * schedule.pairs() - 1) / work.share;
         __threadfence();
         __syncthreads();
-        if (tid() == 0) {
+        if (thread_index() == 0) {
             arrived = atomicAdd(p.counters + work.rest, 1u);
             if (arrived == last - first) p.counters[work.rest] = 0;
         }
         __syncthreads();
         if (arrived != last - first) continue;
         __threadfence();
-        const float4* slots = reinterpret_cast<const float4*>(p.partial) + tid();
-#pragma unroll 1
-        for (int e = 0; e < 16; e++) {
-            float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            for (int b = first; b <= last; b++) {
-                float4 v = __ldcg(slots + (2 * b + (b * work.share < work.rest * pairs)) * (ROWS * TOKENS / 4) + e * THREADS);
-                sum = make_float4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
-            }
-            emit<ROWS, TOKENS>(p, work, e, sum, 1.0f / Source<T>::UNIT);
-        }
+        block.merge(first, last);
     }
 }

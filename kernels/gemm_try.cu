@@ -8,7 +8,7 @@
 #ifndef MINB
 #define MINB 2
 #endif
-#define KERNEL(name, type) extern "C" __global__ void __launch_bounds__(BM * BN / 64, MINB) gemm_##name(const Product p) { gemm<type, BM, BN>(p); }
+#define KERNEL(name, type) extern "C" __global__ void __launch_bounds__(BM * BN / 64, MINB) gemm_##name(const Product p) { gemm<type, BM, BN, ORD>(p); }
 #ifdef F
 KERNEL(f16, F16)
 KERNEL(q4_k, Q4_K)
