@@ -10,9 +10,7 @@
 // are reduced by shuffles and meet those of the other slices in shared memory. Row tiles are dealt out evenly to blocks.
 #include "quant.cuh"
 
-constexpr int MAX_WARPS = 14;
-// Partial sums in shared memory, [slice][row of the chunk].
-constexpr int PARTIALS = 4096;
+constexpr int MAX_WARPS = 16;
 constexpr int MAX_SLICES = 64;
 
 // Rows of x in registers while a tile is worked on: as many as 4 KB a warp in flight want.
@@ -30,13 +28,13 @@ struct Tile {
         row[r % DEPTH<T>].load_chunks(slice, groups, lane, r);
         if constexpr (quant_bits(T) == 6) {
             if (r % 2 == 1) {
-                uint4 v = __ldg((const uint4*)(slice + 64 * groups + (r / 2 * groups + lane) * 16));
+                uint4 v = __ldg((const uint4*)(slice + (u32)(64 * groups + (r / 2 * groups + lane) * 16)));
                 row[r - 1].q[4] = v.x, row[r - 1].q[5] = v.y, row[r].q[4] = v.z, row[r].q[5] = v.w;
             }
         }
         if constexpr (quant_bits(T) == 5) {
             if (r == 3) {
-                uint4 v = __ldg((const uint4*)(slice + 64 * groups + lane * 16));
+                uint4 v = __ldg((const uint4*)(slice + (u32)(64 * groups + lane * 16)));
                 row[0].q[4] = v.x, row[1].q[4] = v.y, row[2].q[4] = v.z, row[3].q[4] = v.w;
             }
         }
@@ -56,37 +54,39 @@ struct Input {
     float x[32];
     float sum[HALVES];  // of x, in the unit of dot products; negative and times the offset for types that have one
 
-    // Reads slice s and returns the lane's sum of squares. Lanes past the slice's groups get zeros.
-    __device__ __forceinline__ float load(const Product& p, int s, int groups, int lane) {
-        const float4* from = (const float4*)(p.x + s * SLICE);
-        const float4* norm = (const float4*)(p.norm + s * SLICE);
-        float squares = 0.0f;
+    // Reads a slice and returns the lane's sum of squares. Lanes past the slice's groups get zeros.
+    __device__ __forceinline__ float load(const float* input, const float* norms, int groups, int lane) {
+        u32 clamped = min(lane, groups - 1);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
-            float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (lane < groups) v = from[j * groups + lane];
+            float4 v = *((const float4*)input + j * groups + clamped);
             x[4 * j] = v.x, x[4 * j + 1] = v.y, x[4 * j + 2] = v.z, x[4 * j + 3] = v.w;
         }
-        if (p.norm) {
+        if (groups < SLICE / GROUP && lane >= groups) {
+#pragma unroll
+            for (int i = 0; i < 32; i++) x[i] = 0.0f;
+        }
+        float squares[4] = {};
+        if (norms) {
 #pragma unroll
             for (int j = 0; j < 8; j++) {
-                float4 n = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-                if (lane < groups) n = __ldg(norm + j * groups + lane);
+                float4 n = __ldg((const float4*)norms + j * groups + clamped);
 #pragma unroll
-                for (int k = 0; k < 4; k++) squares = fmaf(x[4 * j + k], x[4 * j + k], squares);
+                for (int k = 0; k < 4; k++) squares[k] = fmaf(x[4 * j + k], x[4 * j + k], squares[k]);
                 x[4 * j] *= n.x, x[4 * j + 1] *= n.y, x[4 * j + 2] *= n.z, x[4 * j + 3] *= n.w;
             }
         }
 #pragma unroll
         for (int h = 0; h < HALVES; h++) {
-            float total = 0.0f;
+            float total[4] = {};
 #pragma unroll
-            for (int i = 0; i < 32 / HALVES; i++) total += x[h * 16 + i];
-            sum[h] = total * Quants<T>::SUM_UNIT * (has_min(T) ? 1.0f : -quant_offset(T));
+            for (int i = 0; i < 32 / HALVES; i++) total[i % 4] += x[h * 16 + i];
+            sum[h] = ((total[0] + total[1]) + (total[2] + total[3])) * Quants<T>::SUM_UNIT *
+                     (has_min(T) ? 1.0f : -quant_offset(T));
         }
 #pragma unroll
         for (int i = 0; i < 32; i++) x[i] *= Quants<T>::x_factor(i);
-        return squares;
+        return (squares[0] + squares[1]) + (squares[2] + squares[3]);
     }
 };
 
@@ -121,84 +121,100 @@ __device__ __forceinline__ float reduce_rows(const float y[4], int lane) {
     return c + __shfl_xor_sync(0xffffffffu, c, 1);
 }
 
-// Row tiles of all matrices of a launch, numbered through: one matrix after the other, or gate and up in turn.
-struct Tiles {
-    int count[3];
-    bool gated;
-    __device__ __forceinline__ explicit Tiles(const Product& p) {
-        gated = p.mode == GATED;
-#pragma unroll
-        for (int m = 0; m < 3; m++) count[m] = m < p.matrices ? (p.rows[m] + TILE_ROWS - 1) / TILE_ROWS : 0;
-    }
-    __device__ __forceinline__ int total() const { return count[0] + count[1] + count[2]; }
-    // Matrix of tile v; v becomes the tile's number within it.
-    __device__ __forceinline__ int matrix(int& v) const {
-        if (gated) {
-            int m = v & 1;
-            v >>= 1;
-            return m;
-        }
-        if (v < count[0]) return 0;
-        v -= count[0];
-        if (v < count[1]) return 1;
-        v -= count[1];
-        return 2;
-    }
-};
-
-template <int T>
-__device__ __forceinline__ const u8* tile_at(const Product& p, const Tiles& tiles, int v) {
-    int m = tiles.matrix(v);
-    const u8* base = m == 0 ? p.weight[0] : m == 1 ? p.weight[1] : p.weight[2];
-    return base + (u64)v * Layout<T>::row_tile_bytes(p.columns);
-}
-
 // One tile: products of four rows, while the loads of the next begin if there is one.
 template <int T, bool MORE>
-__device__ __forceinline__ float work(Tile<T>& tile, const Input<T>& in, const u8* at, const u8* next, int groups, int clamped,
-                                      int lane) {
+__device__ __forceinline__ float work(Tile<T>& tile, const Input<T>& in, const u8* at, u32 stride, int groups, int lane) {
     float y[TILE_ROWS], scale[TILE_ROWS][group_scales(T)], min[TILE_ROWS];
 #pragma unroll
     for (int r = 0; r < TILE_ROWS; r++) tile.scales.get(r, scale[r], min[r]);
-    if (MORE) tile.scales.load(next, groups, clamped);
+    if (MORE) tile.scales.load(at + stride, groups, lane);
 #pragma unroll
     for (int r = 0; r < TILE_ROWS; r++) {
         y[r] = dot<T>(tile.row[r % DEPTH<T>], scale[r], min[r], in);
         if (r + DEPTH<T> < TILE_ROWS) {
-            tile.load_row(at, groups, clamped, r + DEPTH<T>);
+            tile.load_row(at, groups, lane, r + DEPTH<T>);
         } else if (MORE) {
-            tile.load_row(next, groups, clamped, r + DEPTH<T> - TILE_ROWS);
+            tile.load_row(at + stride, groups, lane, r + DEPTH<T> - TILE_ROWS);
         }
     }
-    return reduce_rows(y, lane);
+    return reduce_rows(y, threadIdx.x);
 }
 
-// The sums of a chunk's rows over all slices, and what becomes of them.
-template <int T>
-__device__ __forceinline__ void finish(const Product& p, const Tiles& tiles, const float* partial, int stride, float factor,
-                                       int slices, int first, int count, int thread, int threads) {
-    int rows = count * TILE_ROWS;
-    if (p.mode == GATED) rows /= 2;
-    for (int i = thread; i < rows; i += threads) {
-        int at = p.mode == GATED ? i / TILE_ROWS * 2 * TILE_ROWS + i % TILE_ROWS : i;
+// Tiles that a warp works on one after the other: `count` of them, `stride` bytes apart; their sums go to `to`, to_stride
+// apart. The first one's loads begin before x is read, which `input` does.
+template <int T, class F>
+__device__ __forceinline__ void walk(const u8* at, int count, u32 stride, float* to, int to_stride, int groups, Input<T>& in,
+                                     F input) {
+    int lane = min((int)threadIdx.x, groups - 1);
+    Tile<T> tile;
+    tile.load(at, groups, lane);
+    input(groups);
+    to += threadIdx.x / 8;
+    bool writes = threadIdx.x % 8 == 0;
+    for (; count > 1; count--) {
+        float y = work<T, true>(tile, in, at, stride, groups, lane);
+        if (writes) *to = y;
+        to += to_stride;
+        at += stride;
+    }
+    float y = work<T, false>(tile, in, at, stride, groups, lane);
+    if (writes) *to = y;
+}
+
+// How a launch is dealt out. A unit is a row tile of one of the matrices, numbered through, or for GATED a tile of gate
+// and the same of up; a block does units [first, last).
+//
+// `zero` is 0, read from shared memory so that the compiler cannot know it: every use of the geometry computes it anew
+// from the kernel's arguments instead of keeping it in registers, which the main loop needs all.
+struct Geometry {
+    int columns, slices, gated, tiles[3], first, last;
+    int abreast;  // tiles that the block works on at a time
+    int group;    // the warp's among them; not below abreast: the warp is idle
+    int stride;   // floats of shared memory a slice
+
+    __device__ __forceinline__ Geometry(const Product& p, int zero) {
+        columns = p.columns + zero;
+        slices = (columns + SLICE - 1) / SLICE;
+        gated = p.mode + zero == GATED;
+#pragma unroll
+        for (int m = 0; m < 3; m++) tiles[m] = m < p.matrices ? (p.rows[m] + zero + TILE_ROWS - 1) / TILE_ROWS : 0;
+        u32 units = gated ? tiles[0] : tiles[0] + tiles[1] + tiles[2];
+        int block = blockIdx.x + zero;
+        int each = units / gridDim.x, more = units - each * gridDim.x;  // `more` blocks take one more
+        first = block * each + min(block, more);
+        last = first + each + (block < more ? 1 : 0);
+        u32 warp = threadIdx.y + zero;
+        abreast = max(blockDim.y / (u32)slices, 1u);
+        group = blockDim.y < slices ? 0 : warp / (u32)slices;
+        stride = (last - first) * (TILE_ROWS << gated);
+    }
+};
+
+// The sums of the block's rows over all slices, and what becomes of them. partial: [slice][stride], of which row r of unit u
+// has place (u - first) * 4 + r, or with GATED (u - first) * 8 + r, gate, and 4 more, up.
+__device__ __forceinline__ void finish(const Product& p, const Geometry& g, const float* partial, float factor) {
+    int threads = blockDim.y * 32;
+    for (int i = threadIdx.y * 32 + threadIdx.x; i < (g.last - g.first) * TILE_ROWS; i += threads) {
+        int place = g.gated ? i / TILE_ROWS * (2 * TILE_ROWS) + i % TILE_ROWS : i;
         float sum = 0.0f, up = 0.0f;
-        for (int s = 0; s < slices; s++) {
-            sum += partial[s * stride + at];
-            if (p.mode == GATED) up += partial[s * stride + at + TILE_ROWS];
+        for (int s = 0; s < g.slices; s++) {
+            sum += partial[s * g.stride + place];
+            if (g.gated) up += partial[s * g.stride + place + TILE_ROWS];
         }
-        int tile = first + at / TILE_ROWS;
-        int m = tiles.matrix(tile);
-        int row = tile * TILE_ROWS + at % TILE_ROWS;
-        int matrix_rows = m == 0 ? p.rows[0] : m == 1 ? p.rows[1] : p.rows[2];
-        if (row >= matrix_rows) continue;
-        float* out = m == 0 ? p.out[0] : m == 1 ? p.out[1] : p.out[2];
         sum *= factor;
+        int tile = g.first + i / TILE_ROWS, m = 0;
+        if (!g.gated && tile >= g.tiles[0]) tile -= g.tiles[0], m = 1;
+        if (m == 1 && tile >= g.tiles[1]) tile -= g.tiles[1], m = 2;
+        int row = tile * TILE_ROWS + i % TILE_ROWS;
+        int rows = m == 0 ? p.rows[0] : m == 1 ? p.rows[1] : p.rows[2];
+        if (row >= rows) continue;
+        float* out = m == 0 ? p.out[0] : m == 1 ? p.out[1] : p.out[2];
         if (p.mode == STORE) {
             const float* bias = m == 0 ? p.bias[0] : m == 1 ? p.bias[1] : p.bias[2];
             out[row] = bias ? sum + bias[row] : sum;
             continue;
         }
-        int to = p.out_permuted ? permuted(row, matrix_rows) : row;
+        int to = p.out_permuted ? permuted(row, rows) : row;
         if (p.mode == ADD) {
             out[to] += sum;
         } else {
@@ -209,75 +225,69 @@ __device__ __forceinline__ void finish(const Product& p, const Tiles& tiles, con
 
 template <int T>
 __device__ __forceinline__ void gemv(const Product& p) {
-    __shared__ float partial[PARTIALS];
+    extern __shared__ float partial[];
     __shared__ float squares[MAX_SLICES];
-    constexpr float RESULT = 1.0f / (Quants<T>::SUM_UNIT * Scales<T>::UNIT);
-    int lane = threadIdx.x, warp = threadIdx.y, warps = blockDim.y;
-    int slices = (p.columns + SLICE - 1) / SLICE;
-    int abreast = max(warps / slices, 1);  // row tiles that the block works on at a time
-    int my_slice = warp % slices, my_tile = warp / slices;
-    if (warps < slices) my_slice = warp, my_tile = 0;
-    Tiles tiles(p);
-    int unit = tiles.gated ? 2 : 1, units = tiles.total() / unit;
-    int begin = (int)((u64)units * blockIdx.x / gridDim.x) * unit, end = (int)((u64)units * (blockIdx.x + 1) / gridDim.x) * unit;
-    int stride = PARTIALS / slices / (2 * TILE_ROWS) * (2 * TILE_ROWS);
-    int chunk = stride / TILE_ROWS;
-
+    __shared__ volatile int zeros[MAX_WARPS];
+    zeros[threadIdx.y] = 0;
     Input<T> in;
     int held = -1;  // slice that `in` holds
-    for (int first = begin; first < end; first += chunk) {
-        int last = min(first + chunk, end);
-        if (my_tile < abreast) {
-            for (int s = my_slice; s < slices; s += warps) {
-                int groups = min(SLICE, p.columns - s * SLICE) / GROUP;
-                int clamped = min(lane, groups - 1);
-                int offset = s * Layout<T>::slice_bytes;
-                int v = first + my_tile;
-                Tile<T> tile;
-                const u8* at = nullptr;
-                if (v < last) {
-                    at = tile_at<T>(p, tiles, v) + offset;
-                    tile.load(at, groups, clamped);
-                }
-                if (held != s) {
-                    float own = in.load(p, s, groups, lane);
-                    if (p.norm && held < s && my_tile == 0) {
-                        own = warp_sum(own);
-                        if (lane == 0) squares[s] = own;
-                    }
-                    held = s;
-                }
-                if (v >= last) continue;
-                float* to = partial + s * stride + my_tile * TILE_ROWS + lane / 8;
-                for (; v + abreast < last; v += abreast) {
-                    const u8* next = tile_at<T>(p, tiles, v + abreast) + offset;
-                    float y = work<T, true>(tile, in, at, next, groups, clamped, lane);
-                    if (lane % 8 == 0) *to = y;
-                    to += abreast * TILE_ROWS;
-                    at = next;
-                }
-                float y = work<T, false>(tile, in, at, at, groups, clamped, lane);
-                if (lane % 8 == 0) *to = y;
+    for (int pass = 0, m = 0;; m++) {
+        if (m == p.matrices) m = 0, pass++;
+        Geometry g(p, zeros[threadIdx.y]);
+        int s = threadIdx.y - g.group * g.slices + pass * blockDim.y;
+        if (s >= g.slices || g.group >= g.abreast) break;
+        auto input = [&](int groups) {
+            if (held == s) return;
+            float own = in.load(p.x + s * SLICE, p.norm ? p.norm + s * SLICE : nullptr, groups, threadIdx.x);
+            if (p.norm && threadIdx.y < g.slices) {
+                own = warp_sum(own);
+                if (threadIdx.x == 0) squares[s] = own;
             }
+            held = s;
+        };
+        int groups = min(SLICE, g.columns - s * SLICE) / GROUP;
+        int start = g.gated || m == 0 ? 0 : m == 1 ? g.tiles[0] : g.tiles[0] + g.tiles[1];
+        int tiles = m == 0 ? g.tiles[0] : m == 1 ? g.tiles[1] : g.tiles[2];
+        // With GATED and an even number of tiles abreast, half of the warps take gate and half up.
+        int split = g.gated && g.abreast % 2 == 0;
+        int step = g.abreast >> split;
+        int from = max(g.first - start, 0) + (g.group >> split), to = min(g.last - start, tiles);
+        if (split && g.group % 2 != m) to = 0;
+        if (from < to) {
+            const u8* weight = m == 0 ? p.weight[0] : m == 1 ? p.weight[1] : p.weight[2];
+            u32 tile_bytes = Layout<T>::row_tile_bytes(g.columns);
+            weight += (u64)from * tile_bytes + s * Layout<T>::slice_bytes;
+            int place = (from + start - g.first) << g.gated | (g.gated & m);
+            float* sums = partial + s * g.stride + place * TILE_ROWS;
+            int count = (to - from + step - 1) / step;
+            step <<= g.gated;
+            u32 stride = (step >> g.gated) * tile_bytes;
+            if (groups == SLICE / GROUP) {
+                walk<T>(weight, count, stride, sums, step * TILE_ROWS, SLICE / GROUP, in, input);
+            } else {
+                walk<T>(weight, count, stride, sums, step * TILE_ROWS, groups, in, input);
+            }
+        } else {
+            input(groups);  // the squares may count
         }
-        __syncthreads();
-        float factor = RESULT;
-        if (p.norm) {
-            float total = 0.0f;
-            for (int s = 0; s < slices; s++) total += squares[s];
-            factor *= 1.0f / sqrtf(total / (float)p.columns + p.epsilon);
-        }
-        finish<T>(p, tiles, partial, stride, factor, slices, first, last - first, warp * 32 + lane, warps * 32);
-        __syncthreads();
     }
+    __syncthreads();
+    Geometry g(p, zeros[threadIdx.y]);
+    float factor = 1.0f / (Quants<T>::SUM_UNIT * Scales<T>::UNIT);
+    if (p.norm) {
+        float total = 0.0f;
+        for (int s = 0; s < g.slices; s++) total += squares[s];
+        factor *= 1.0f / sqrtf(total / (float)g.columns + p.epsilon);
+    }
+    finish(p, g, partial, factor);
 }
 
+#ifndef BOUNDS
+#define BOUNDS MAX_WARPS * 32, 1
+#endif
 #define GEMV(name, T) \
     extern "C" __global__ void __launch_bounds__(BOUNDS) gemv_##name(const Product p) { gemv<T>(p); }
 
-#ifdef ONLY
-GEMV(only, ONLY)
-#else
 GEMV(f16, F16)
 GEMV(bf16, BF16)
 GEMV(q4_0, Q4_0)
@@ -288,4 +298,3 @@ GEMV(q8_0, Q8_0)
 GEMV(q4_k, Q4_K)
 GEMV(q5_k, Q5_K)
 GEMV(q6_k, Q6_K)
-#endif
