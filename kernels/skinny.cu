@@ -1,0 +1,16 @@
+#include "stripes.cuh"
+#ifndef W
+#define W 4
+#define MINB 3
+#endif
+
+#define SKINNY(NAME, TYPE, TOKENS, SPLIT) \
+    extern "C" __global__ void __launch_bounds__(W*32, MINB) skinny_##NAME##_n##TOKENS(const Product p) { \
+        typedef Stripes<TYPE, W, TOKENS, SPLIT, false> Body; \
+        __shared__ typename Body::Shared shared; \
+        Body(p, shared).run(); \
+    }
+#define SKINNY_TYPE(NAME, TYPE) SKINNY(NAME, TYPE, 16, 1)
+SKINNY_TYPE(f16, F16)
+SKINNY_TYPE(q8_0, Q8_0)
+SKINNY_TYPE(q4_k, Q4_K)

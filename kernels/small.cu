@@ -1,0 +1,14 @@
+#include "stripes.cuh"
+#ifndef MINB
+#define MINB 2
+#endif
+#define SMALL(NAME, TYPE, TOKENS) \
+    extern "C" __global__ void __launch_bounds__(256, MINB) small_##NAME##_b##TOKENS(const Product p) { \
+        typedef Stripes<TYPE, 8, TOKENS, 1, true> Body; \
+        __shared__ typename Body::Shared shared; \
+        Body(p, shared).run(); \
+    }
+#define SMALL_TYPE(NAME, TYPE) SMALL(NAME, TYPE, 2) SMALL(NAME, TYPE, 4) SMALL(NAME, TYPE, 8)
+SMALL_TYPE(f16, F16)
+SMALL_TYPE(q8_0, Q8_0)
+SMALL_TYPE(q4_k, Q4_K)
