@@ -23,6 +23,121 @@ constexpr int HALF_QUADS = 4;
 constexpr int QUAD_STRIDE = K_LANES + 2;
 constexpr int HALF_STRIDE = HALF_QUADS * QUAD_STRIDE;
 
+// A lane's weights on their way from memory to registers: a group of four rows, or, of the wider types, the half or the
+// quarter of it that 16 bytes a row hold.
+//
+// Quants become floats as denormals (see quant.cuh), but here by bit field extraction, which puts every quant at bit 0:
+// then a group of a row has one factor, not one for each position, and registers are what these kernels lack. Extraction
+// has half the rate of an AND, and plenty of FFMA to hide behind. 8-bit quants stay at the two places they have.
+template <int T>
+struct Weights {
+    static constexpr int BITS = quant_bits(T);
+    static constexpr int PARTS = BITS == 16 ? 4 : BITS == 8 ? 2 : 1;  // loads that a group takes
+    static constexpr int WORDS = BITS < 8 ? BITS : 4;
+    static constexpr bool SCALED = BITS < 16;
+    // Whether the second half of a group is like the first, once its words have moved to the place of the first's.
+    static constexpr bool HALVES_ALIKE = BITS != 5;
+    // Weights come out times this.
+    static constexpr float UNIT = SCALED ? 0x1p-64f : 1.0f;
+
+    u32 q[TILE_ROWS][WORDS];
+
+    __device__ __forceinline__ void load(const u8* slice, int groups, int lane, int part) {
+#pragma unroll
+        for (int r = 0; r < TILE_ROWS; r++) {
+            uint4 v = __ldg((const uint4*)(slice + lane * 16 + (r * PARTS + part) * groups * 16));
+            q[r][0] = v.x, q[r][1] = v.y, q[r][2] = v.z, q[r][3] = v.w;
+        }
+        if constexpr (BITS == 5) {
+            uint4 v = __ldg((const uint4*)(slice + lane * 16 + groups * 64));
+            q[0][4] = v.x, q[1][4] = v.y, q[2][4] = v.z, q[3][4] = v.w;
+        }
+        if constexpr (BITS == 6) {
+#pragma unroll
+            for (int r = 0; r < TILE_ROWS; r += 2) {
+                uint4 v = __ldg((const uint4*)(slice + lane * 16 + groups * (64 + r * 8)));
+                q[r][4] = v.x, q[r][5] = v.y, q[r + 1][4] = v.z, q[r + 1][5] = v.w;
+            }
+        }
+    }
+
+    // Brings the second half of a group to where the first was.
+    __device__ __forceinline__ void advance() {
+        if constexpr (BITS == 4 || BITS == 6) {
+#pragma unroll
+            for (int r = 0; r < TILE_ROWS; r++)
+#pragma unroll
+                for (int i = 0; i < WORDS / 2; i++) q[r][i] = q[r][i + WORDS / 2];
+        }
+    }
+
+    // Quant i of the group as an integer: as a float, quant * 2^-149, or 2^(field_bit - 149) if 8-bit.
+    __device__ __forceinline__ u32 quant(int r, int i) const {
+        const u32* w = q[r];
+        if constexpr (BITS == 8) {
+            u32 v = w[i / 4 % 4];
+            return (i % 4 < 2 ? v : __byte_perm(v, v, 0x1032)) & 255u << field_bit(8, i);
+        } else {
+            if (BITS == 5 && i == 30) return (w[0] & 0x3) | (w[1] & 0xc) | (w[2] & 0x10);
+            if (BITS == 5 && i == 31) return ((w[2] & 0x20) | (w[3] & 0xc0) | (w[4 % WORDS] & 0x300)) >> 5;
+            if (BITS == 6 && i % 16 == 15) {
+                int first = i / 16 * 3;
+                return (w[first] & 0x3) | (w[first + 1] & 0xc) | (w[first + 2] & 0x30);
+            }
+            Position at = position(BITS, i);
+            u32 v = w[at.word];
+            if (at.bit + BITS <= 32) return field(v, at.bit);
+            return field(__byte_perm(v, v, 0x1032), at.bit - 16);
+        }
+    }
+    __device__ static __forceinline__ u32 field(u32 v, int bit) {
+        u32 r;
+        asm("bfe.u32 %0, %1, %2, %3;" : "=r"(r) : "r"(v), "r"(bit), "r"(BITS));
+        return r;
+    }
+
+    // Four neighbouring columns of the four rows, from column i of what was loaded on.
+    template <class F>
+    __device__ __forceinline__ void quad(const F& factors, int i, float (&out)[TILE_ROWS][4]) const {
+#pragma unroll
+        for (int r = 0; r < TILE_ROWS; r++)
+#pragma unroll
+            for (int c = 0; c < 4; c++) {
+                if constexpr (T == F16) {
+                    out[r][c] = (c % 2 ? half_high : half_low)(q[r][(i + c) % 8 / 2]);
+                } else if constexpr (T == BF16) {
+                    u32 v = q[r][(i + c) % 8 / 2];
+                    out[r][c] = __uint_as_float(c % 2 ? v & 0xffff0000u : v << 16);
+                } else {
+                    float factor = factors.factor[r];
+                    if (BITS == 8) factor *= power_of_two(-field_bit(8, i + c));
+                    out[r][c] = fmaf(__uint_as_float(quant(r, i + c)), factor, factors.base[r]);
+                }
+            }
+    }
+};
+
+// Scales of a lane's group in four rows, ready for use: weight * UNIT = quant * factor + base.
+template <int T>
+struct Factors {
+    float factor[TILE_ROWS], base[TILE_ROWS];
+
+    // of: as loaded; half: of the group, which only q6_k has two scales for.
+    __device__ __forceinline__ void set(const Scales<T>& of, int half) {
+        if constexpr (Weights<T>::SCALED) {
+#pragma unroll
+            for (int r = 0; r < TILE_ROWS; r++) {
+                float scale[group_scales(T)], min;
+                of.get(r, scale, min);
+                float s = group_scales(T) == 2 && half ? scale[group_scales(T) - 1] : scale[0];
+                constexpr float unit = Weights<T>::UNIT / Scales<T>::UNIT;
+                factor[r] = s * (unit * 0x1p75f * 0x1p74f);
+                base[r] = (min - s * quant_offset(T)) * unit;
+            }
+        }
+    }
+};
+
 // An element of one of the arrays of Product; indexing by a variable would copy the arguments to local memory.
 template <class V>
 __device__ __forceinline__ V pick(const V (&of)[3], int matrix) {
@@ -36,8 +151,12 @@ struct Stripes {
     static constexpr int OWN = TOKENS / SPLIT;  // tokens of a thread
     static constexpr int ROWS = WARPS / SPLIT * ROW_LANES * TILE_ROWS;
     static constexpr int STAGED = (TOKENS + WARPS - 1) / WARPS;  // float4 that a thread stages of half a chunk
-    static constexpr int LOADS = Reader<TYPE>::LOADS;            // parts in which the weights of a chunk come
-    static constexpr int BUFFERS = OWN > 8 ? 1 : (LOADS > 2 ? 2 : LOADS);
+    // Registers are short beside 16 tokens: then weights wait in one buffer, and the loop's body is half a chunk.
+    static constexpr bool TIGHT = OWN > 8;
+    static constexpr bool ROLLED = TIGHT && Weights<TYPE>::HALVES_ALIKE;
+    static constexpr int PARTS = Weights<TYPE>::PARTS;
+    static constexpr int BUFFERS = TIGHT || PARTS == 1 ? 1 : 2;
+    static constexpr bool AHEAD = PARTS == 1 && OWN <= 4;  // a whole group is loaded while another is worked on
     static constexpr int SLOT = TOKENS * ROWS + TOKENS;  // floats of a partial result: sums, sums of squares
 
     union Shared {
@@ -53,7 +172,9 @@ struct Stripes {
     Shared& shared;
     float squares[STAGED];
     float sum[OWN][TILE_ROWS];
-    Reader<TYPE> weights[BUFFERS];
+    Weights<TYPE> weights[BUFFERS], coming;
+    Scales<TYPE> scales;
+    Factors<TYPE> factors;
 
     __device__ __forceinline__ Stripes(const Product& p, Shared& shared) : p(p), shared(shared) {}
 
@@ -103,10 +224,26 @@ struct Stripes {
         return pick(p.weight, m) + tile * Layout<TYPE>::row_tile_bytes(p.columns);
     }
 
-    // Loads a part of a chunk's weights. Lanes past the end of a row take its last group: their activations are zeros.
-    __device__ __forceinline__ void load(const u8* tile, int chunk, int part) {
-        int groups = groups_of(chunk), group = min(chunk % 4 * K_LANES + k_lane(), groups - 1);
-        weights[part % BUFFERS].load(tile + chunk / 4 * Layout<TYPE>::slice_bytes(), groups, group, part);
+    // Where a chunk's weights lie, and the lane's group of the slice. Lanes past the end of a row take its last group:
+    // their activations are zeros.
+    __device__ __forceinline__ const u8* slice_of(const u8* tile, int chunk) const {
+        return tile + chunk / (SLICE / CHUNK) * Layout<TYPE>::slice_bytes;
+    }
+    __device__ __forceinline__ int group_of(int chunk) const {
+        return min(chunk % (SLICE / CHUNK) * K_LANES + k_lane(), groups_of(chunk) - 1);
+    }
+    __device__ __forceinline__ void load(Weights<TYPE>& to, const u8* tile, int chunk, int part) const {
+        const u8* slice = slice_of(tile, chunk);
+        int groups = groups_of(chunk), group = group_of(chunk);
+        if (groups == SLICE / GROUP) to.load(slice, SLICE / GROUP, group, part);
+        else to.load(slice, groups, group, part);
+    }
+    __device__ __forceinline__ void load_scales(const u8* tile, int chunk) {
+        const u8* slice = slice_of(tile, chunk);
+        int groups = groups_of(chunk), group = group_of(chunk);
+        if (!Weights<TYPE>::SCALED) return;
+        if (groups == SLICE / GROUP) scales.load(slice, SLICE / GROUP, group);
+        else scales.load(slice, groups, group);
     }
 
     // A float4 of half a chunk of x and its way through registers into shared memory. A warp stages whole tokens, lanes
@@ -141,6 +278,9 @@ struct Stripes {
     __device__ __forceinline__ void half_chunk(const u8* tile, int chunk, int half, int last) {
         const float4* x = &shared.x[half][warp() % SPLIT * OWN][k_lane()];
         int next = min(chunk + 1, last - 1);
+        if (half == 0 || TYPE == Q6_K) factors.set(scales, half);
+        if (!TIGHT && half == (TYPE == Q6_K)) load_scales(tile, next);
+        if (AHEAD && half == 0) load(coming, tile, next, 0);
         Staging staging;
 #pragma unroll
         for (int quad = 0; quad < HALF_QUADS; quad++) {
@@ -149,13 +289,14 @@ struct Stripes {
             if (quad % SPAN == 0 && quad / SPAN < STAGED)
                 staging = fetch(quad / SPAN, half ? next : chunk, half ^ 1, !half || chunk + 1 < last);
             float w[TILE_ROWS][4];
-            int part = LOADS == 1 ? 0 : LOADS == 2 ? half : half * 2 + quad / 2;
-            int buffer = BUFFERS == 1 ? 0 : part % BUFFERS;
-            weights[buffer].quad(half, quad, w);
-            if (LOADS == 1 ? half == 1 && quad == 3 : LOADS == 2 ? quad == 3 : quad % 2 == 1) {
-                int later = part + BUFFERS;
-                load(tile, later < LOADS ? chunk : next, later % LOADS);
-            }
+            int part = PARTS == 1 ? 0 : PARTS == 2 ? half : half * 2 + quad / 2;
+            Weights<TYPE>& own = weights[BUFFERS == 1 ? 0 : part % BUFFERS];
+            own.quad(factors, ((ROLLED ? 0 : half) * HALF_QUADS + quad) * 4, w);
+            bool done = PARTS == 1 ? half == 1 && quad == 3 : PARTS == 2 ? quad == 3 : quad % 2 == 1;
+            if (done && AHEAD) own = coming;
+            else if (done) load(own, tile, part + BUFFERS < PARTS ? chunk : next, (part + BUFFERS) % PARTS);
+            else if (PARTS == 1 && ROLLED && quad == 3) own.advance();
+            if (TIGHT && half == 1 && quad == 3) load_scales(tile, next);
 #pragma unroll
             for (int t = 0; t < OWN; t++) {
                 float4 v = x[t * HALF_STRIDE + quad * QUAD_STRIDE];
@@ -184,12 +325,13 @@ struct Stripes {
         for (int i = 0; i < STAGED; i++) squares[i] = 0;
         const u8* tile = tile_of(stripe);
 #pragma unroll
-        for (int part = 0; part < BUFFERS; part++) load(tile, first, part);
+        for (int part = 0; part < BUFFERS; part++) load(weights[part], tile, first, part);
+        load_scales(tile, first);
 #pragma unroll
         for (int i = 0; i < STAGED; i++) stage(i, 0, fetch(i, first, 0, true));
         __syncthreads();
         for (int chunk = first; chunk < last; chunk++)
-#pragma unroll(OWN > 8 ? 1 : 2)
+#pragma unroll(ROLLED ? 1 : 2)
             for (int half = 0; half < 2; half++) half_chunk(tile, chunk, half, last);
     }
 
@@ -225,7 +367,7 @@ struct Stripes {
 #pragma unroll
         for (int i = 0; i < COUNT / 8; i++) {
             int at = k_lane() * (COUNT / 8) + i;
-            shared.result.tile[warp() % SPLIT * OWN + at / 4][own_row() + at % 4] = v[i];
+            shared.result.tile[warp() % SPLIT * OWN + at / 4][own_row() + at % 4] = v[i] / Weights<TYPE>::UNIT;
         }
         if (PERMUTED && p.norm)
 #pragma unroll
