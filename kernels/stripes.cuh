@@ -235,15 +235,13 @@ struct Stripes {
     __device__ __forceinline__ void load(Weights<TYPE>& to, const u8* tile, int chunk, int part) const {
         const u8* slice = slice_of(tile, chunk);
         int groups = groups_of(chunk), group = group_of(chunk);
-        if (groups == SLICE / GROUP) to.load(slice, SLICE / GROUP, group, part);
-        else to.load(slice, groups, group, part);
+        to.load(slice, groups, group, part);
     }
     __device__ __forceinline__ void load_scales(const u8* tile, int chunk) {
         const u8* slice = slice_of(tile, chunk);
         int groups = groups_of(chunk), group = group_of(chunk);
         if (!Weights<TYPE>::SCALED) return;
-        if (groups == SLICE / GROUP) scales.load(slice, SLICE / GROUP, group);
-        else scales.load(slice, groups, group);
+        scales.load(slice, groups, group);
     }
 
     // A float4 of half a chunk of x and its way through registers into shared memory. A warp stages whole tokens, lanes
@@ -311,7 +309,7 @@ struct Stripes {
             }
             if (quad % SPAN == SPAN - 1 && quad / SPAN < STAGED) stage(quad / SPAN, half ^ 1, staging);
         }
-        static_assert(STAGED == 1 || STAGED == 2 || STAGED == 4, "pieces of x must divide the quads");
+        static_assert(STAGED <= HALF_QUADS, "a piece of x a quad");
         __syncthreads();
     }
 
