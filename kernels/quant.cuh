@@ -112,7 +112,7 @@ struct Quants {
     u32 q[BITS];
 
     __device__ __forceinline__ void chunk(const u8* slice, int index, int to) {
-        uint4 v = __ldg((const uint4*)(slice + index * 16));
+        uint4 v = __ldg((const uint4*)(slice + (u32)(index * 16)));
         q[to] = v.x, q[to + 1] = v.y, q[to + 2] = v.z, q[to + 3] = v.w;
     }
 
@@ -124,9 +124,9 @@ struct Quants {
     }
 
     __device__ __forceinline__ void load_rest(const u8* slice, int groups, int lane, int row) {
-        if constexpr (BITS == 5) q[4] = __ldg((const u32*)(slice + 64 * groups + lane * 16 + row * 4));
+        if constexpr (BITS == 5) q[4] = __ldg((const u32*)(slice + (u32)(64 * groups + lane * 16 + row * 4)));
         if constexpr (BITS == 6) {
-            uint2 v = __ldg((const uint2*)(slice + 64 * groups + ((row / 2) * groups + lane) * 16 + row % 2 * 8));
+            uint2 v = __ldg((const uint2*)(slice + (u32)(64 * groups + (row / 2 * groups + lane) * 16 + row % 2 * 8)));
             q[4] = v.x, q[5] = v.y;
         }
     }
@@ -203,20 +203,20 @@ struct Scales {
     u32 s[WORDS];
 
     __device__ __forceinline__ void load(const u8* slice, int groups, int lane) {
-        const u8* at = slice + Layout<T>::scales(groups);
+        const u8* at = slice + (u32)Layout<T>::scales(groups);
         if constexpr (K) {
-            uint4 v = __ldg((const uint4*)(at + lane / 8 * 16));
+            uint4 v = __ldg((const uint4*)(at + (u32)(lane / 8 * 16)));
             s[0] = v.x, s[1] = v.y, s[2] = v.z, s[3] = v.w;
-            s[4] = __ldg((const u32*)(at + 2 * groups + lane * 4));
-            s[5] = __ldg((const u16*)(at + 6 * groups + lane * 2));
+            s[4] = __ldg((const u32*)(at + (u32)(2 * groups + lane * 4)));
+            s[5] = __ldg((const u16*)(at + (u32)(6 * groups + lane * 2)));
         } else if constexpr (has_min(T)) {
-            uint4 v = __ldg((const uint4*)(at + lane * 16));
+            uint4 v = __ldg((const uint4*)(at + (u32)(lane * 16)));
             s[0] = v.x, s[1] = v.y, s[2] = v.z, s[3] = v.w;
         } else if constexpr (scale_bytes(T) > 0) {
-            uint2 v = __ldg((const uint2*)(at + lane * 8));
+            uint2 v = __ldg((const uint2*)(at + (u32)(lane * 8)));
             s[0] = v.x, s[1] = v.y;
             if constexpr (T == Q6_K) {
-                v = __ldg((const uint2*)(at + 8 * groups + lane / 8 * 8));
+                v = __ldg((const uint2*)(at + (u32)(8 * groups + lane / 8 * 8)));
                 s[2] = v.x, s[3] = v.y;
             }
         }
@@ -253,25 +253,25 @@ struct Group : Quants<T> {
 
     __device__ __forceinline__ void load(const u8* slice, int groups, int lane, int row) {
         Quants<T>::load(slice, groups, lane, row);
-        const u8* at = slice + Layout<T>::scales(groups);
+        const u8* at = slice + (u32)Layout<T>::scales(groups);
         min = 0.0f;
         if constexpr (Scales<T>::K) {
-            u32 d = __ldg((const u32*)(at + lane / 8 * 16 + row * 4));
-            u32 low = __ldg((const u32*)(at + 2 * groups + lane * 4));
-            u32 high = __ldg((const u16*)(at + 6 * groups + lane * 2));
+            u32 d = __ldg((const u32*)(at + (u32)(lane / 8 * 16 + row * 4)));
+            u32 low = __ldg((const u32*)(at + (u32)(2 * groups + lane * 4)));
+            u32 high = __ldg((const u16*)(at + (u32)(6 * groups + lane * 2)));
             scale[0] = (float)KScales::scale(low, row) * half_low(d);
             min = -((float)KScales::min(low, high, row) * half_high(d));
         } else if constexpr (has_min(T)) {
-            u32 d = __ldg((const u32*)(at + lane * 16 + row * 4));
+            u32 d = __ldg((const u32*)(at + (u32)(lane * 16 + row * 4)));
             scale[0] = half_low(d);
             min = half_high(d);
         } else if constexpr (T == Q6_K) {
-            u32 u = __ldg((const u16*)(at + lane * 8 + row * 2));
-            float d = half_low(__ldg((const u16*)(at + 8 * groups + lane / 8 * 8 + row * 2)));
+            u32 u = __ldg((const u16*)(at + (u32)(lane * 8 + row * 2)));
+            float d = half_low(__ldg((const u16*)(at + (u32)(8 * groups + lane / 8 * 8 + row * 2))));
             scale[0] = ((float)(u & 0xff) - 128.0f) * d;
             scale[1] = ((float)(u >> 8) - 128.0f) * d;
         } else if constexpr (scale_bytes(T) > 0) {
-            scale[0] = half_low(__ldg((const u16*)(at + lane * 8 + row * 2)));
+            scale[0] = half_low(__ldg((const u16*)(at + (u32)(lane * 8 + row * 2))));
         }
     }
 
