@@ -218,7 +218,7 @@ impl Backend for CudaBackend {
         let device = self.gpu.device();
         let need = device::Need {
             weights: demand.weights,
-            scratch: State::bytes(demand.shape, demand.capacity) as u64,
+            scratch: State::bytes(&self.gpu, demand.shape, demand.capacity) as u64,
             token_bytes: (demand.shape.layers * block_bytes(demand.shape, demand.capacity.kv_type)
                 / BLOCK_TOKENS) as u64,
             ctx_size: demand.ctx_size,
