@@ -56,6 +56,7 @@ struct Attention {
     float epsilon;         // of the QK norm
     float scale;           // of scores: 1 / sqrt(head_dim)
 };
+static_assert(sizeof(Sequence) == 16 && sizeof(Tile) == 8 && sizeof(Attention) == 176, "the launcher mirrors these");
 
 // How keys and values are stored.
 enum Kv { KV_F16, KV_Q8, KV_F32 };

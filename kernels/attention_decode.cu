@@ -12,8 +12,8 @@
 //     else q is turned already, and rope_append has stored k and v.
 //   writes: out, the rows of these sequences.
 //
-// A block takes every splits-th part of a sequence and one KV head, and reads keys and values once for all query heads
-// of the group. It goes through its part in chunks of 128 tokens: scores into shared memory, softmax, values; so every
+// A block takes one of a sequence's consecutive parts and one KV head, and reads keys and values once for all query heads
+// of its tile. It goes through its part in chunks of 128 tokens: scores into shared memory, softmax, values; so every
 // phase streams. The last block of a sequence and KV head to finish merges the parts, in their order.
 #include "attention.cuh"
 
@@ -44,9 +44,9 @@ struct Decode {
 
     struct Shared {
         float numbers[SHARED];  // queries [HEADS][HEAD_DIM] and scores [HEADS][STRIDE]; at last sums [4][RUNS][HEAD_DIM]
-        u64 table[TABLE];  // where the KV head's keys of each block are in the cache, in bytes
-        float factor[HEADS];   // by which older sums shrink
-        float total[HEADS];    // Σ exp2(score - largest); here, with the largest, to spare registers
+        u64 table[TABLE];       // where the KV head's keys of each block are in the cache, in bytes
+        float factor[HEADS];    // by which older sums shrink
+        float total[HEADS];     // Σ exp2(score - largest); here, with the largest, to spare registers
         float largest[HEADS];
         // What is needed again later.
         Sequence sequence;
@@ -312,6 +312,7 @@ struct Decode {
         const int tokens = s.context + 1;
         const int blocks = (tokens + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
         const int most = min((int)gridDim.x, MOST_SPLITS);
+        // Blocks of each part, and how many parts there are: the grid does not know the context.
         const int each = max(a.least / BLOCK_TOKENS, (blocks + most - 1) / most);
         const int splits = (blocks + each - 1) / each;
         if (blockIdx.x >= splits) return;
@@ -401,11 +402,10 @@ struct Decode {
 // that is no multiple of 32 want more of them.
 #define RESIDENT(KV, HEAD_DIM, HEADS) ((HEADS == 4 ? 4 : 3) - (KV == KV_F32 || HEAD_DIM % 32 != 0))
 
-#define DECODE(NAME, KV, HEAD_DIM, HEADS)                                                                      \
-    extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT(KV, HEAD_DIM, HEADS)) \
-        attention_decode_##NAME##_##HEAD_DIM##_##HEADS( \
-        const Attention a) {                                                                 \
-        Decode<KV, HEAD_DIM, HEADS>::run(a);                                                                   \
+#define DECODE(NAME, KV, HEAD_DIM, HEADS)                                                    \
+    extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT(KV, HEAD_DIM, HEADS))     \
+        attention_decode_##NAME##_##HEAD_DIM##_##HEADS(const Attention a) {                  \
+        Decode<KV, HEAD_DIM, HEADS>::run(a);                                                 \
     }
 #define DECODE_HEADS(NAME, KV, HEAD_DIM) DECODE(NAME, KV, HEAD_DIM, 4) DECODE(NAME, KV, HEAD_DIM, 8)
 #define DECODE_WIDTHS(NAME, KV) \
