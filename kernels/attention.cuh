@@ -51,7 +51,7 @@ struct Attention {
     int pairs;             // half the rotated width; 2 * pairs <= head_dim
     int split_half;        // RoPE pairs (i, i + pairs) instead of (2i, 2i + 1)
     int fused;             // decode: q, k, v are raw; turn q and k, store k and v
-    int out_permuted;      // decode: order of out
+    int out_permuted;      // order of out
     int least;             // fewest tokens worth a block of their own, a multiple of 32
     float epsilon;         // of the QK norm
     float scale;           // of scores: 1 / sqrt(head_dim)
