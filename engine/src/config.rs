@@ -1,6 +1,6 @@
 //! What the engine is told at start.
 
-use crate::device::DeviceId;
+use crate::{device::DeviceId, trace::SharedTrace};
 
 /// Where the model runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -59,8 +59,12 @@ pub struct EngineConfig {
     pub threads: Option<usize>,
     /// Storage of keys and values.
     pub kv_type: KvType,
-    /// Most bytes for keys and values; `None`: half of the memory that is free.
+    /// Most bytes for keys and values; `None`: what the backend has for them.
     pub kv_memory: Option<u64>,
+    /// Capture steps of few sequences in CUDA graphs.
+    pub cuda_graphs: bool,
+    /// Time every kernel into this; `None`: do not.
+    pub trace: Option<SharedTrace>,
 }
 
 impl Default for EngineConfig {
@@ -73,6 +77,8 @@ impl Default for EngineConfig {
             threads: None,
             kv_type: KvType::F16,
             kv_memory: None,
+            cuda_graphs: true,
+            trace: None,
         }
     }
 }

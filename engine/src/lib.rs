@@ -30,6 +30,7 @@ pub mod request;
 pub mod sampling;
 pub mod sched;
 pub mod text;
+pub mod trace;
 mod worker;
 
 pub use config::{BackendChoice, EngineConfig, KvType};

@@ -76,6 +76,15 @@ impl Kernels {
         module.load_function(name).call(format_args!("cuModuleGetFunction {name}"))
     }
 
+    /// The kernel `name`, whichever file has it, and its name for as long as the program runs.
+    pub fn find(&self, name: &str) -> Result<(&'static str, CudaFunction), EngineError> {
+        let found = IMAGES.iter().find_map(|image| Some((image, image.entries().find(|e| *e == name)?)));
+        let (image, name) = found.ok_or_else(|| {
+            EngineError::Backend(format!("no kernel {name} in this binary: this is a fault of ours"))
+        })?;
+        Ok((name, self.function(image.name, name)?))
+    }
+
     fn module(&self, image: &'static Image) -> Result<Arc<CudaModule>, EngineError> {
         let mut loaded = lock(&self.loaded);
         if let Some(module) = loaded.modules.get(image.name) {
