@@ -1,18 +1,17 @@
 #!/usr/bin/env python3
 """Holds the kernels' sm_52 machine code against kernels/budgets.toml: no GPU needed.
 
-    sass_report.py [--all] [--model] [CUBIN_DIR]
+    sass_report.py [--all] [--model] [--out-dir] [CUBIN_DIR]
 
 Builds the kernels as the engine does (a `cargo check` with feature cuda, which runs its build script), disassembles the
 cubins and counts. A figure over its budget ends it with exit code 1 and a line that names the kernel, the figure and the
 budget. --all lists every kernel instead of those with a budget of their own; --model prints the modelled Tesla M40 table
-as Markdown. CUBIN_DIR takes cubins from there instead of building.
+as Markdown; --out-dir builds and prints where the cubins and the PTX are. CUBIN_DIR takes cubins from there instead of building.
 """
 
 import argparse
 import concurrent.futures
 import json
-import os
 import re
 import subprocess
 import sys
@@ -26,7 +25,7 @@ except ImportError:  # before Python 3.11; pip brings its own
     from pip._vendor import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
-NVDISASM = Path(os.environ.get("M40LLM_CUDA_DIR", ROOT / ".cuda")) / "bin" / "nvdisasm"
+NVDISASM = ROOT / ".cuda" / "bin" / "nvdisasm"
 
 # What a budget may hold: the figure it bounds, whether from above, and how it is written.
 FIGURES = {
@@ -95,7 +94,7 @@ def violations(name, budget, measured):
 
 def out_dir():
     """Where the engine's build script has put the cubins."""
-    command = ["cargo", "check", "--quiet", "-p", "m40llm-engine", "--features", "cuda", "--message-format", "json"]
+    command = ["cargo", "check", "--quiet", "--workspace", "--features", "cuda", "--message-format", "json"]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise SystemExit("sass-report: the kernels do not build")
@@ -172,7 +171,11 @@ def main():
     parser.add_argument("directory", metavar="CUBIN_DIR", nargs="?", type=Path)
     parser.add_argument("--all", action="store_true", help="list every kernel")
     parser.add_argument("--model", action="store_true", help="print the modelled M40 table")
+    parser.add_argument("--out-dir", action="store_true", help="print where the build puts cubins and PTX")
     args = parser.parse_args()
+    if args.out_dir:
+        print(out_dir())
+        return 0
 
     budgets = Budgets((ROOT / "kernels" / "budgets.toml").read_text())
     if not NVDISASM.exists():
