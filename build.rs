@@ -178,8 +178,9 @@ mod cuda {
         fn find(root: &Path, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Self> {
             let set = |name: &str| env(name).filter(|v| !v.is_empty()).map(PathBuf::from);
             if let Some(home) = set("M40LLM_CUDA_HOME") {
-                return Self::at(&home)
-                    .map_err(|e| format!("M40LLM_CUDA_HOME has no usable CUDA compiler: {e}; {REMEDY}"));
+                return Self::at(&home).map_err(|e| {
+                    format!("M40LLM_CUDA_HOME has no usable CUDA compiler: {e}; unset it, then {REMEDY}")
+                });
             }
             let places = [Some(root.join(".cuda")), set("CUDA_HOME"), Some("/usr/local/cuda".into())];
             let mut reasons = Vec::new();
