@@ -96,8 +96,8 @@ class Cost:
         )
 
     def busiest(self):
-        """Slots by the pipe that takes longest."""
-        return max(self.slots, 2 * self.half_rate, 4 * self.quarter_rate)
+        """Slots by what takes longest: issuing, with the cycles lost to conflicts, or one of the slower pipes."""
+        return max(self.slots + self.conflicts, 2 * self.half_rate, 4 * self.quarter_rate)
 
     def ffma_share(self):
         """FFMA in all cycles, those lost to conflicts included."""

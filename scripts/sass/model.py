@@ -4,6 +4,9 @@ A step reads every weight once and issues its slots for every weight; whichever 
 
     seconds a step = max(bytes of weights / 245 GB/s, slots a weight * weights / 3.42e12 a second)
 
+Slots are those of the busiest pipe, cycles lost to register-bank conflicts included. Prompts read their weights once for many
+tokens, so there only FFMA's share of the 6.84 TFLOP/s counts.
+
 245 GB/s is 85 % of the card's 288, what copies reach; 24 multiprocessors of 128 lanes at 1.114 GHz issue 3.42e12 slots a
 second. Attention, launches and everything that is not a weight matrix are left out, so real speeds are lower.
 """

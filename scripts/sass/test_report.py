@@ -34,7 +34,8 @@ class Listing(unittest.TestCase):
         self.assertEqual(cost.busiest(), 13)
         cost = listing.Cost.of(KERNELS["gemv_f16"].main_loop())
         self.assertEqual((cost.slots, cost.quarter_rate, cost.ffma), (12, 3, 5))
-        self.assertEqual(cost.busiest(), 12)
+        # 12 issued, and 4 cycles lost to conflicts; three conversions would be 12.
+        self.assertEqual(cost.busiest(), 16)
 
     def test_sources_of_one_bank_conflict_unless_reused_or_the_same(self):
         def lost(*lines):
