@@ -15,7 +15,7 @@ ARGS ?=
 # The model's path: a file as it is, a name fetched first (the script's last line is the path).
 fetched = $$(if [ -f "$(1)" ]; then echo "$(1)"; else scripts/fetch-model.sh "$(1)" | tail -n 1; fi)
 
-.PHONY: help run test test-rust test-clients debug-binary test-full test-ui lint audit openapi bench bench-peer
+.PHONY: help run test test-rust test-clients debug-binary test-full test-ui lint audit openapi header bench bench-peer
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 14
@@ -59,6 +59,9 @@ openapi: ## Regenerate openapi/openapi.json from the handlers
 	mkdir -p openapi
 	cargo run --quiet -p m40llm -- openapi > openapi/openapi.json.new
 	mv openapi/openapi.json.new openapi/openapi.json
+
+header: ## Regenerate engine/include/m40llm.h from engine/src/ffi
+	cargo run --quiet -p m40llm-engine --example c_header
 
 bench: ## Prompt and decode speed on this machine (MODEL=, ARGS=)
 	@model=$(call fetched,$(MODEL)); \

@@ -13,12 +13,14 @@
 //! | [`backend`] | the `Backend` trait and its implementations |
 //! | [`sampling`] | logits and parameters to a token |
 //! | [`handle`], `worker` | the public handle and the thread behind it |
+//! | [`ffi`] | the same for C: `m40llm_*`, `include/m40llm.h` |
 //!
 //! Knows nothing of HTTP or of anybody's JSON.
 
 pub mod backend;
 pub mod config;
 pub mod error;
+pub mod ffi;
 pub mod gguf;
 pub mod handle;
 pub mod info;

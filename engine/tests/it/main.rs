@@ -1,5 +1,6 @@
 //! Integration tests of the engine: one binary, one module a subject.
 
+mod c_api;
 mod cpu_backend;
 mod detokenizer;
 mod engine;
