@@ -24,7 +24,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// The best device there is.
+// A CUDA device where one is usable, else the CPU.
 #define M40LLM_BACKEND_AUTO 0
 
 // The CPU's fast paths.
@@ -120,7 +120,8 @@ typedef struct m40llm_model_options {
     uint32_t backend;
     // M40LLM_KV_*.
     uint32_t kv_type;
-    // Which CUDA device, by number or UUID; NULL: the first that is usable.
+    // Which CUDA device, by number or by the beginning of its UUID; NULL: the first of compute capability
+    // 5.2, else the first newer one.
     const char *device;
     // Longest sequence, in tokens; 0: the model's own, as far as memory allows.
     size_t ctx_size;
@@ -130,7 +131,7 @@ typedef struct m40llm_model_options {
     size_t max_batch;
     // Most sequences that wait beside them; 0: 256.
     size_t max_queue;
-    // Most bytes for keys and values; 0: half of the memory that is free.
+    // Most bytes for keys and values; 0: what the backend has for them.
     uint64_t kv_memory;
 } m40llm_model_options;
 

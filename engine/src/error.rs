@@ -19,6 +19,9 @@ pub enum EngineError {
     /// The backend failed. Names the call and what to do.
     #[error("{0}")]
     Backend(String),
+    /// No device like the one asked for can be used. Names what is there; the caller knows what was asked.
+    #[error("{0}")]
+    Device(String),
     /// The configuration asks for what cannot be had.
     #[error("{0}")]
     Config(String),

@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::TryRecvError};
 
 use crate::{
-    backend::Backend,
+    backend::{Backend, Need, Row},
     error::{EngineError, panic_words},
     handle::{Place, Stats, lock},
     model::Decoder,
@@ -52,6 +52,7 @@ pub(crate) fn run<B: Backend>(
         running: HashMap::new(),
         inbox,
         next_id: 0,
+        needs: Vec::new(),
         shared,
         stats: Stats { kv_blocks_total: kv_blocks, ..Stats::default() },
     };
@@ -71,6 +72,8 @@ struct Worker<'a, B: Backend> {
     running: HashMap<SequenceId, Running>,
     inbox: UnboundedReceiver<Job>,
     next_id: u64,
+    /// What the step's requests need of each row of logits.
+    needs: Vec<Need>,
     shared: &'a Shared,
     stats: Stats,
 }
@@ -132,22 +135,26 @@ impl<B: Backend> Worker<'_, B> {
     }
 
     fn step(&mut self, batch: &Batch, planned: &[Planned]) {
-        let logits = match self.decoder.forward(batch) {
-            Ok(logits) => logits,
-            Err(error) => {
-                self.fail_all(&error);
-                return;
+        self.needs.clear();
+        self.needs.resize(batch.logit_rows.len(), Need::All);
+        for plan in planned {
+            if let Some(request) = self.running.get(&plan.id) {
+                self.needs[plan.first_row..plan.first_row + plan.rows].fill(request.need());
             }
-        };
+        }
+        if let Err(error) = self.decoder.forward(batch, &self.needs) {
+            self.fail_all(&error);
+            return;
+        }
         self.stats.steps += 1;
-        let vocab = if batch.logit_rows.is_empty() { 0 } else { logits.len() / batch.logit_rows.len() };
+        let decoder = &self.decoder;
         for plan in planned {
             let Some(request) = self.running.get_mut(&plan.id) else { continue };
-            let rows = &logits[plan.first_row * vocab..(plan.first_row + plan.rows) * vocab];
             if plan.samples && request.generated == 0 {
                 self.stats.prompt_tokens += request.prompt.len() as u64;
             }
-            match request.advance(self.tokenizer, plan, rows, vocab) {
+            let row = |i: usize| decoder.row(plan.first_row + i);
+            match request.advance(self.tokenizer, plan, row) {
                 Progress::Prompt => {}
                 Progress::Token(token) => {
                     self.stats.generated_tokens += 1;
@@ -222,11 +229,21 @@ impl Running {
         }
     }
 
+    /// What the next step's logits are looked at for.
+    fn need(&self) -> Need {
+        let scores = self.logprobs.is_some() || self.prompt_logprobs.is_some();
+        if scores { Need::All } else { self.sampler.need() }
+    }
+
     /// Uses a step's logits: scores prompt tokens, samples the next one, emits what is settled.
-    fn advance(&mut self, tokenizer: &Tokenizer, plan: &Planned, rows: &[f32], vocab: usize) -> Progress {
-        let row = |i: usize| &rows[i * vocab..(i + 1) * vocab];
+    fn advance<'r>(
+        &mut self,
+        tokenizer: &Tokenizer,
+        plan: &Planned,
+        row: impl Fn(usize) -> Row<'r>,
+    ) -> Progress {
         if self.prompt_logprobs.is_some() && self.generated == 0 {
-            self.score_prompt(plan, row);
+            self.score_prompt(plan, &row);
         }
         if !plan.samples {
             return Progress::Prompt;
@@ -243,7 +260,10 @@ impl Running {
         if !self.ignore_eos && tokenizer.is_end_of_generation(token) {
             return self.finish(FinishReason::Stop);
         }
-        let logprob = self.logprobs.map(|n| logprob_of(logits, token, n));
+        let logprob = match (self.logprobs, logits) {
+            (Some(n), Row::All(logits)) => Some(logprob_of(logits, token, n)),
+            _ => None,
+        };
         let bytes = if tokenizer.is_control(token) { &[][..] } else { tokenizer.token_bytes(token) };
         let (piece, stopped) = self.output.push(TokenOut { id: token, logprob }, bytes);
         if let Some(event) = piece {
@@ -259,15 +279,15 @@ impl Running {
     }
 
     /// Row `i` predicts the prompt token at `plan.position + i + 1`.
-    fn score_prompt<'r>(&mut self, plan: &Planned, row: impl Fn(usize) -> &'r [f32]) {
+    fn score_prompt<'r>(&mut self, plan: &Planned, row: impl Fn(usize) -> Row<'r>) {
         let top = self.prompt_logprobs.unwrap_or(0);
         if plan.position == 0 {
             let logprob = TokenLogprob { logprob: None, top: Vec::new() };
             self.scored.push(TokenOut { id: self.prompt[0], logprob: Some(logprob) });
         }
         for i in 0..plan.rows {
-            if let Some(&id) = self.prompt.get(plan.position + i + 1) {
-                self.scored.push(TokenOut { id, logprob: Some(logprob_of(row(i), id, top)) });
+            if let (Some(&id), Row::All(logits)) = (self.prompt.get(plan.position + i + 1), row(i)) {
+                self.scored.push(TokenOut { id, logprob: Some(logprob_of(logits, id, top)) });
             }
         }
         if plan.samples {

@@ -134,6 +134,9 @@ fn announce(config: &ServeConfig, addr: SocketAddr, engine: &Engine) {
         backend = info.backend,
         "model loaded"
     );
+    for notice in &info.notices {
+        tracing::info!("{notice}");
+    }
     if config.no_auth {
         tracing::info!("requests need no key (--no-auth)");
     } else {

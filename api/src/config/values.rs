@@ -5,7 +5,7 @@ use std::{
     net::{SocketAddr, ToSocketAddrs},
 };
 
-use m40llm_engine::{KvType, text::PromptFormat};
+use m40llm_engine::{DeviceId, KvType, text::PromptFormat};
 
 /// Where a server listens, and where `health` asks.
 pub(crate) const DEFAULT_ADDR: &str = "127.0.0.1:58439";
@@ -128,8 +128,8 @@ pub(crate) fn cors_origins(s: &str) -> Result<Origins, String> {
 }
 
 /// `--device`.
-pub(crate) fn device(s: &str) -> Result<usize, String> {
-    number(s, 0, 63)
+pub(crate) fn device(s: &str) -> Result<DeviceId, String> {
+    s.parse()
 }
 
 /// `--ctx-size`.

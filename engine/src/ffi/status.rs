@@ -65,7 +65,7 @@ impl From<EngineError> for Failure {
         let status = match error {
             EngineError::Gguf(_) | EngineError::Text(_) | EngineError::Model(_) => Status::Model,
             EngineError::Backend(_) => Status::Backend,
-            EngineError::Config(_) => Status::Config,
+            EngineError::Device(_) | EngineError::Config(_) => Status::Config,
         };
         Self::new(status, error.to_string())
     }

@@ -15,7 +15,7 @@ use crate::{
     sampling::SamplingParams,
 };
 
-/// The best device there is.
+/// A CUDA device where one is usable, else the CPU.
 pub const M40LLM_BACKEND_AUTO: u32 = 0;
 /// The CPU's fast paths.
 pub const M40LLM_BACKEND_CPU: u32 = 1;
@@ -59,7 +59,8 @@ pub struct ModelOptions {
     pub backend: u32,
     /// M40LLM_KV_*.
     pub kv_type: u32,
-    /// Which CUDA device, by number or UUID; NULL: the first that is usable.
+    /// Which CUDA device, by number or by the beginning of its UUID; NULL: the first of compute capability
+    /// 5.2, else the first newer one.
     pub device: *const c_char,
     /// Longest sequence, in tokens; 0: the model's own, as far as memory allows.
     pub ctx_size: usize,
@@ -69,7 +70,7 @@ pub struct ModelOptions {
     pub max_batch: usize,
     /// Most sequences that wait beside them; 0: 256.
     pub max_queue: usize,
-    /// Most bytes for keys and values; 0: half of the memory that is free.
+    /// Most bytes for keys and values; 0: what the backend has for them.
     pub kv_memory: u64,
 }
 
@@ -193,12 +194,17 @@ impl ModelOptions {
                 other => return Err(unknown("options->kv_type", other, "M40LLM_KV_*")),
             },
             kv_memory: (self.kv_memory > 0).then_some(self.kv_memory),
+            ..defaults
         })
     }
 }
 
 fn backend(choice: u32, device: Option<&str>) -> Result<BackendChoice, Failure> {
-    use super::status::Status;
+    let cuda = |name: Option<&str>| {
+        let device = name.map(str::parse).transpose();
+        let device = device.map_err(|e| Failure::invalid(format!("options->device: {e}")))?;
+        Ok(BackendChoice::Cuda { device, require_sm52: false })
+    };
     match (choice, device) {
         (M40LLM_BACKEND_CPU | M40LLM_BACKEND_REFERENCE, Some(_)) => Err(Failure::invalid(
             "options->device chooses a CUDA device and options->backend uses none: leave one of the two out",
@@ -206,11 +212,7 @@ fn backend(choice: u32, device: Option<&str>) -> Result<BackendChoice, Failure> 
         (M40LLM_BACKEND_AUTO, None) => Ok(BackendChoice::Auto),
         (M40LLM_BACKEND_CPU, None) => Ok(BackendChoice::Cpu),
         (M40LLM_BACKEND_REFERENCE, None) => Ok(BackendChoice::Reference),
-        (M40LLM_BACKEND_AUTO | M40LLM_BACKEND_CUDA, _) => Err(Failure::new(
-            Status::Config,
-            "no CUDA device is usable, this build runs models on the CPU only: use M40LLM_BACKEND_CPU or _AUTO \
-             without a device",
-        )),
+        (M40LLM_BACKEND_AUTO | M40LLM_BACKEND_CUDA, device) => cuda(device),
         (other, _) => Err(unknown("options->backend", other, "M40LLM_BACKEND_*")),
     }
 }

@@ -17,6 +17,8 @@ static void opening(const char *program) {
     FAILS(m40llm_model_open(program, &options, &model), INVALID_ARGUMENT, "options->kv_type is 99");
     options = (m40llm_model_options){.size = sizeof options, .backend = M40LLM_BACKEND_CPU, .device = "0"};
     FAILS(m40llm_model_open(program, &options, &model), INVALID_ARGUMENT, "options->device");
+    options = (m40llm_model_options){.size = sizeof options, .device = "the fast one"};
+    FAILS(m40llm_model_open(program, &options, &model), INVALID_ARGUMENT, "options->device");
     // Not an option of a later version that this one would pass over in silence.
     struct {
         m40llm_model_options known;

@@ -1,0 +1,300 @@
+// Batch 1: products of repacked matrices and one vector, y = W x, all modes of struct Product but SILU_MUL.
+//
+//   gemv_<type>(Product p)      p.tokens = 1; p.x and p.norm permuted
+//
+// With p.norm the input is RMSNorm(x) * norm: y = W (x * norm) / rms(x), the mean of squares taken while x is read.
+//
+// A block is S x R warps: S slices of 1024 columns, R row tiles at a time (block (32, S * R)), or fewer warps than slices
+// (R = 1), each of which then takes several slices in turn. A warp keeps its slice of x in registers, one group of columns
+// a lane, and walks over the row tiles of the block, the next tile's loads under way while it works on one. Its four sums
+// are reduced by shuffles and meet those of the other slices in shared memory. Row tiles are dealt out evenly to blocks.
+#include "quant.cuh"
+
+constexpr int MAX_WARPS = 16;
+constexpr int MAX_SLICES = 64;
+
+// Rows of x in registers while a tile is worked on: as many as 4 KB a warp in flight want.
+template <int T>
+constexpr int DEPTH = quant_bits(T) == 16 ? 2 : 4;
+
+// A lane's part of a tile: quants of DEPTH rows, scales of four.
+template <int T>
+struct Tile {
+    Quants<T> row[DEPTH<T>];
+    Scales<T> scales;
+
+    // Called once row `r` of the tile is used up: begins to load what comes next in its place.
+    __device__ __forceinline__ void load_row(const u8* slice, int groups, int lane, int r) {
+        row[r % DEPTH<T>].load_chunks(slice, groups, lane, r);
+        if constexpr (quant_bits(T) == 6) {
+            if (r % 2 == 1) {
+                uint4 v = __ldg((const uint4*)(slice + (u32)(64 * groups + (r / 2 * groups + lane) * 16)));
+                row[r - 1].q[4] = v.x, row[r - 1].q[5] = v.y, row[r].q[4] = v.z, row[r].q[5] = v.w;
+            }
+        }
+        if constexpr (quant_bits(T) == 5) {
+            if (r == 3) {
+                uint4 v = __ldg((const uint4*)(slice + (u32)(64 * groups + lane * 16)));
+                row[0].q[4] = v.x, row[1].q[4] = v.y, row[2].q[4] = v.z, row[3].q[4] = v.w;
+            }
+        }
+    }
+
+    __device__ __forceinline__ void load(const u8* slice, int groups, int lane) {
+#pragma unroll
+        for (int r = 0; r < DEPTH<T>; r++) load_row(slice, groups, lane, r);
+        scales.load(slice, groups, lane);
+    }
+};
+
+// A lane's group of x, ready to meet the fields of quants.
+template <int T>
+struct Input {
+    static constexpr int HALVES = group_scales(T);
+    float x[32];
+    float sum[HALVES];  // of x, in the unit of dot products; negative and times the offset for types that have one
+
+    // Reads slice s and returns the lane's sum of squares. Lanes past the slice's groups get zeros.
+    __device__ __forceinline__ float load(const Product& p, int s, int groups, int lane) {
+        const float4* from = (const float4*)(p.x + s * SLICE);
+        const float4* norm = (const float4*)(p.norm + s * SLICE);
+        float squares = 0.0f;
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            if (lane < groups) v = from[j * groups + lane];
+            x[4 * j] = v.x, x[4 * j + 1] = v.y, x[4 * j + 2] = v.z, x[4 * j + 3] = v.w;
+        }
+        if (p.norm) {
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                float4 n = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                if (lane < groups) n = __ldg(norm + j * groups + lane);
+#pragma unroll
+                for (int k = 0; k < 4; k++) squares = fmaf(x[4 * j + k], x[4 * j + k], squares);
+                x[4 * j] *= n.x, x[4 * j + 1] *= n.y, x[4 * j + 2] *= n.z, x[4 * j + 3] *= n.w;
+            }
+        }
+#pragma unroll
+        for (int h = 0; h < HALVES; h++) {
+            float total = 0.0f;
+#pragma unroll
+            for (int i = 0; i < 32 / HALVES; i++) total += x[h * 16 + i];
+            sum[h] = total * Quants<T>::SUM_UNIT * (has_min(T) ? 1.0f : -quant_offset(T));
+        }
+#pragma unroll
+        for (int i = 0; i < 32; i++) x[i] *= Quants<T>::x_factor(i);
+        return squares;
+    }
+};
+
+// The product of a lane's group of one row and its x, in units of SUM_UNIT * Scales::UNIT.
+template <int T>
+__device__ __forceinline__ float dot(const Quants<T>& quants, const float scale[], float min, const Input<T>& in) {
+    constexpr int HALVES = group_scales(T);
+    float result = has_min(T) ? min * in.sum[0] : 0.0f;
+#pragma unroll
+    for (int h = 0; h < HALVES; h++) {
+        float sum = quant_offset(T) != 0.0f ? in.sum[h] : 0.0f;
+#pragma unroll
+        for (int i = h * 16; i < h * 16 + 32 / HALVES; i++) {
+            sum = quant_offset(T) == 0.0f && i == 0 ? quants.field(i) * in.x[i] : fmaf(quants.field(i), in.x[i], sum);
+        }
+        if (quant_bits(T) == 16) return sum;
+        result = h == 0 && !has_min(T) ? scale[h] * sum : fmaf(scale[h], sum, result);
+    }
+    return result;
+}
+
+// Four sums over the warp in six shuffles. Lane l gets the sum of row (l / 16) * 2 + l / 8 % 2.
+__device__ __forceinline__ float reduce_rows(const float y[4], int lane) {
+    bool upper = lane & 16, odd = lane & 8;
+    float a = upper ? y[2] : y[0], b = upper ? y[3] : y[1];
+    a += __shfl_xor_sync(0xffffffffu, upper ? y[0] : y[2], 16);
+    b += __shfl_xor_sync(0xffffffffu, upper ? y[1] : y[3], 16);
+    float c = odd ? b : a;
+    c += __shfl_xor_sync(0xffffffffu, odd ? a : b, 8);
+    c += __shfl_xor_sync(0xffffffffu, c, 4);
+    c += __shfl_xor_sync(0xffffffffu, c, 2);
+    return c + __shfl_xor_sync(0xffffffffu, c, 1);
+}
+
+// One tile: products of four rows, while the loads of the next begin if there is one.
+template <int T, bool MORE>
+__device__ __forceinline__ float work(Tile<T>& tile, const Input<T>& in, const u8* at, u32 stride, int groups, int lane) {
+    float y[TILE_ROWS], scale[TILE_ROWS][group_scales(T)], min[TILE_ROWS];
+#pragma unroll
+    for (int r = 0; r < TILE_ROWS; r++) tile.scales.get(r, scale[r], min[r]);
+    if (MORE) tile.scales.load(at + stride, groups, lane);
+#pragma unroll
+    for (int r = 0; r < TILE_ROWS; r++) {
+        y[r] = dot<T>(tile.row[r % DEPTH<T>], scale[r], min[r], in);
+        if (r + DEPTH<T> < TILE_ROWS) {
+            tile.load_row(at, groups, lane, r + DEPTH<T>);
+        } else if (MORE) {
+            tile.load_row(at + stride, groups, lane, r + DEPTH<T> - TILE_ROWS);
+        }
+    }
+    return reduce_rows(y, threadIdx.x);
+}
+
+// Tiles that a warp works on one after the other: `count` of them, `stride` bytes apart; their sums go to `to`, to_stride
+// apart. The first one's loads begin before x is read, which `input` does.
+template <int T, class F>
+__device__ __forceinline__ void walk(const u8* at, int count, u32 stride, float* to, int to_stride, int groups, Input<T>& in,
+                                     F input) {
+    int lane = min((int)threadIdx.x, groups - 1);
+    Tile<T> tile;
+    tile.load(at, groups, lane);
+    input();
+    to += threadIdx.x / 8;
+    bool writes = threadIdx.x % 8 == 0;
+    for (; count > 1; count--) {
+        float y = work<T, true>(tile, in, at, stride, groups, lane);
+        if (writes) *to = y;
+        to += to_stride;
+        at += stride;
+    }
+    float y = work<T, false>(tile, in, at, stride, groups, lane);
+    if (writes) *to = y;
+}
+
+// How a launch is dealt out. A unit is a row tile of one of the matrices, numbered through, or for GATED a tile of gate
+// and the same of up; a block does units [first, last).
+//
+// `zero` is 0, read from shared memory so that the compiler cannot know it: every use of the geometry computes it anew
+// from the kernel's arguments instead of keeping it in registers, which the main loop needs all.
+struct Geometry {
+    int columns, slices, gated, tiles[3], first, last;
+    int abreast;  // tiles that the block works on at a time
+    int group;    // the warp's among them; not below abreast: the warp is idle
+    int stride;   // floats of shared memory a slice
+
+    __device__ __forceinline__ Geometry(const Product& p, int zero) {
+        columns = p.columns + zero;
+        slices = (columns + SLICE - 1) / SLICE;
+        gated = p.mode + zero == GATED;
+#pragma unroll
+        for (int m = 0; m < 3; m++) tiles[m] = m < p.matrices ? (p.rows[m] + zero + TILE_ROWS - 1) / TILE_ROWS : 0;
+        u32 units = gated ? tiles[0] : tiles[0] + tiles[1] + tiles[2];
+        u32 block = blockIdx.x + zero, blocks = gridDim.x + zero;
+        first = units * block / blocks;
+        last = units * (block + 1) / blocks;
+        int warps = blockDim.y, warp = threadIdx.y + zero;
+        abreast = max(warps / slices, 1);
+        group = warps < slices ? 0 : warp / slices;
+        stride = (last - first) * (TILE_ROWS << gated);
+    }
+    __device__ __forceinline__ int slice(int pass) const {
+        int warp = threadIdx.y, warps = blockDim.y;
+        return warps < slices ? warp + pass * warps : warp % slices + pass * slices;
+    }
+};
+
+// The sums of the block's rows over all slices, and what becomes of them. partial: [slice][stride], of which row r of unit u
+// has place (u - first) * 4 + r, or with GATED (u - first) * 8 + r, gate, and 4 more, up.
+__device__ __forceinline__ void finish(const Product& p, const Geometry& g, const float* partial, float factor) {
+    int threads = blockDim.y * 32;
+    for (int i = threadIdx.y * 32 + threadIdx.x; i < (g.last - g.first) * TILE_ROWS; i += threads) {
+        int place = g.gated ? i / TILE_ROWS * (2 * TILE_ROWS) + i % TILE_ROWS : i;
+        float sum = 0.0f, up = 0.0f;
+        for (int s = 0; s < g.slices; s++) {
+            sum += partial[s * g.stride + place];
+            if (g.gated) up += partial[s * g.stride + place + TILE_ROWS];
+        }
+        sum *= factor;
+        int tile = g.first + i / TILE_ROWS, m = 0;
+        if (!g.gated && tile >= g.tiles[0]) tile -= g.tiles[0], m = 1;
+        if (m == 1 && tile >= g.tiles[1]) tile -= g.tiles[1], m = 2;
+        int row = tile * TILE_ROWS + i % TILE_ROWS;
+        int rows = m == 0 ? p.rows[0] : m == 1 ? p.rows[1] : p.rows[2];
+        if (row >= rows) continue;
+        float* out = m == 0 ? p.out[0] : m == 1 ? p.out[1] : p.out[2];
+        if (p.mode == STORE) {
+            const float* bias = m == 0 ? p.bias[0] : m == 1 ? p.bias[1] : p.bias[2];
+            out[row] = bias ? sum + bias[row] : sum;
+            continue;
+        }
+        int to = p.out_permuted ? permuted(row, rows) : row;
+        if (p.mode == ADD) {
+            out[to] += sum;
+        } else {
+            out[to] = silu(sum) * (up * factor);
+        }
+    }
+}
+
+template <int T>
+__device__ __forceinline__ void gemv(const Product& p) {
+    extern __shared__ float partial[];
+    __shared__ float squares[MAX_SLICES];
+    __shared__ volatile int zeros[MAX_WARPS];
+    zeros[threadIdx.y] = 0;
+    Input<T> in;
+    int held = -1;  // slice that `in` holds
+    for (int run = 0;; run++) {
+        Geometry g(p, zeros[threadIdx.y]);
+        int s = g.slice(run / p.matrices), m = run % p.matrices;
+        if (s >= g.slices || g.group >= g.abreast) break;
+        int groups = min(SLICE, g.columns - s * SLICE) / GROUP;
+        auto input = [&] {
+            if (held == s) return;
+            float own = in.load(p, s, groups, threadIdx.x);
+            if (p.norm && threadIdx.y < g.slices) {
+                own = warp_sum(own);
+                if (threadIdx.x == 0) squares[s] = own;
+            }
+            held = s;
+        };
+        int start = g.gated || m == 0 ? 0 : m == 1 ? g.tiles[0] : g.tiles[0] + g.tiles[1];
+        int tiles = m == 0 ? g.tiles[0] : m == 1 ? g.tiles[1] : g.tiles[2];
+        // With GATED and an even number of tiles abreast, half of the warps take gate and half up.
+        int split = g.gated && g.abreast % 2 == 0;
+        int step = g.abreast >> split;
+        int from = max(g.first - start, 0) + (g.group >> split), to = min(g.last - start, tiles);
+        if (split && g.group % 2 != m) to = 0;
+        if (from < to) {
+            const u8* weight = m == 0 ? p.weight[0] : m == 1 ? p.weight[1] : p.weight[2];
+            u32 tile_bytes = Layout<T>::row_tile_bytes(g.columns);
+            weight += (u64)from * tile_bytes + s * Layout<T>::slice_bytes;
+            int place = (from + start - g.first) << g.gated | (g.gated & m);
+            float* sums = partial + s * g.stride + place * TILE_ROWS;
+            int count = (to - from + step - 1) / step;
+            step <<= g.gated;
+            u32 stride = (step >> g.gated) * tile_bytes;
+            if (groups == SLICE / GROUP) {
+                walk<T>(weight, count, stride, sums, step * TILE_ROWS, SLICE / GROUP, in, input);
+            } else {
+                walk<T>(weight, count, stride, sums, step * TILE_ROWS, groups, in, input);
+            }
+        } else {
+            input();  // the squares may count
+        }
+    }
+    __syncthreads();
+    Geometry g(p, zeros[threadIdx.y]);
+    float factor = 1.0f / (Quants<T>::SUM_UNIT * Scales<T>::UNIT);
+    if (p.norm) {
+        float total = 0.0f;
+        for (int s = 0; s < g.slices; s++) total += squares[s];
+        factor *= 1.0f / sqrtf(total / (float)g.columns + p.epsilon);
+    }
+    finish(p, g, partial, factor);
+}
+
+#ifndef BOUNDS
+#define BOUNDS 384, 2
+#endif
+#define GEMV(name, T) \
+    extern "C" __global__ void __launch_bounds__(BOUNDS) gemv_##name(const Product p) { gemv<T>(p); }
+
+GEMV(f16, F16)
+GEMV(bf16, BF16)
+GEMV(q4_0, Q4_0)
+GEMV(q4_1, Q4_1)
+GEMV(q5_0, Q5_0)
+GEMV(q5_1, Q5_1)
+GEMV(q8_0, Q8_0)
+GEMV(q4_k, Q4_K)
+GEMV(q5_k, Q5_K)
+GEMV(q6_k, Q6_K)
