@@ -1,7 +1,7 @@
 //! C programs against the shared library and its header, as a user builds them.
 
 use std::{
-    env,
+    env, fs,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -17,15 +17,23 @@ fn library_folder() -> PathBuf {
     folder
 }
 
-/// Compiles `tests/c/NAME.c`, every warning an error, and runs it on the demo model.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Compiles `tests/c/NAME.c` and runs it on the demo model.
 fn run(name: &str) -> Output {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    build_and_run(name, &root().join(format!("tests/c/{name}.c")))
+}
+
+/// Compiles a program, every warning an error, and runs it on the demo model.
+fn build_and_run(name: &str, source: &Path) -> Output {
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("c-{name}"));
     let library = library_folder();
     let mut cc = Command::new("cc");
     cc.args(["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-pthread", "-I"])
-        .arg(root.join("include"))
-        .arg(root.join(format!("tests/c/{name}.c")))
+        .arg(root().join("include"))
+        .arg(source)
         .arg("-o")
         .arg(&program)
         .arg("-L")
@@ -91,4 +99,14 @@ fn c_cancels_and_runs_sessions_from_several_threads() {
 #[test]
 fn c_errors_are_statuses() {
     run("errors");
+}
+
+#[test]
+fn the_documented_program_answers() {
+    let page = fs::read_to_string(root().join("../docs/c-api.md")).unwrap();
+    let program = page.split("```c\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a program");
+    let source = Path::new(env!("CARGO_TARGET_TMPDIR")).join("c-documented.c");
+    fs::write(&source, program).unwrap();
+    let output = build_and_run("documented", &source);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "The capital of France is Paris.");
 }
