@@ -69,12 +69,13 @@ __host__ __device__ __forceinline__ constexpr int half_bytes(int kv, int head_di
                                           : head_dim + 2 * ((head_dim + KV_GROUP - 1) / KV_GROUP));
 }
 
-// The keys of a KV head in a block; its values follow after half_bytes().
-__device__ __forceinline__ u8* keys_of(const Attention& a, int kv, int head_dim, u32 block, int kv_head) {
-    return a.cache + (u64)(block * (u32)a.kv_heads + kv_head) * (2 * half_bytes(kv, head_dim));
+// Where the keys of a KV head in a block begin, in bytes; its values follow after half_bytes().
+__device__ __forceinline__ u64 place_of(const Attention& a, int kv, int head_dim, u32 block, int kv_head) {
+    return (u64)(block * (u32)a.kv_heads + kv_head) * (2 * half_bytes(kv, head_dim));
 }
 
-// Eight neighbouring numbers of a token as stored, and then as floats. `half` is the keys or values of a block.
+// Eight neighbouring numbers of a token as stored, and then as floats. `half` is the keys or values of a block, `group`
+// is eighth / 4, which callers often know without dividing.
 template <int KV, int HEAD_DIM>
 struct Eight;
 
@@ -83,7 +84,7 @@ struct Eight<KV_F16, HEAD_DIM> {
     uint4 raw;
 
     __device__ __forceinline__ void clear() { raw = make_uint4(0, 0, 0, 0); }
-    __device__ __forceinline__ void load(const u8* half, int slot, int eighth) {
+    __device__ __forceinline__ void load(const u8* half, int slot, int eighth, int group) {
         raw = *reinterpret_cast<const uint4*>(half + (slot * HEAD_DIM + eighth * 8) * 2);
     }
     __device__ __forceinline__ void unpack(float (&w)[8]) const {
@@ -102,11 +103,11 @@ struct Eight<KV_Q8, HEAD_DIM> {
     u16 scale;
 
     __device__ __forceinline__ void clear() { raw = make_uint2(0, 0), scale = 0; }
-    __device__ __forceinline__ void load(const u8* half, int slot, int eighth) {
+    __device__ __forceinline__ void load(const u8* half, int slot, int eighth, int group) {
         constexpr int GROUPS = (HEAD_DIM + KV_GROUP - 1) / KV_GROUP;
         raw = *reinterpret_cast<const uint2*>(half + slot * HEAD_DIM + eighth * 8);
         const u16* scales = reinterpret_cast<const u16*>(half + BLOCK_TOKENS * HEAD_DIM);
-        scale = scales[slot * GROUPS + eighth / (KV_GROUP / 8)];
+        scale = scales[slot * GROUPS + group];
     }
     // A byte with its sign bit turned is the number + 128. In the second byte of 32768.0 it makes 32768 + 128 + number,
     // and since (32768 + 128) * scale is exact in f32, one FFMA gives number * scale, exactly as well.
@@ -127,7 +128,7 @@ struct Eight<KV_F32, HEAD_DIM> {
     float4 raw[2];
 
     __device__ __forceinline__ void clear() { raw[0] = raw[1] = make_float4(0, 0, 0, 0); }
-    __device__ __forceinline__ void load(const u8* half, int slot, int eighth) {
+    __device__ __forceinline__ void load(const u8* half, int slot, int eighth, int group) {
         const float4* row = reinterpret_cast<const float4*>(half + (slot * HEAD_DIM + eighth * 8) * 4);
         raw[0] = row[0], raw[1] = row[1];
     }
@@ -167,30 +168,40 @@ __device__ __forceinline__ void store_token(u8* half, int slot, int head_dim, co
     }
 }
 
-// One warp normalises (given a norm), rotates (given pairs) and scales a head `x` into `head`, in shared memory.
+// One warp normalises (given a norm), rotates (given pairs) and scales a head `x` into `head`, in shared memory. A lane has
+// MOST pairs of numbers, 64 * MOST >= head_dim: first those that rotate, then the rest. All is read before it is needed.
+template <int MOST>
 __device__ __forceinline__ void turn_head(const Attention& a, int head_dim, const float* x, const float* norm, int token,
     int pairs, float factor, float* head) {
     const int lane = threadIdx.x & 31;
-    float scale = 1.0f;
-    if (norm) {
-        float squares = 0.0f;
-        for (int d = lane; d < head_dim; d += 32) squares = fmaf(x[d], x[d], squares);
-        scale = 1.0f / sqrtf(warp_sum(squares) / (float)head_dim + a.epsilon);
+    float x0[MOST], x1[MOST], cos[MOST], sin[MOST];
+    int first[MOST], second[MOST];
+    float squares = 0.0f;
+#pragma unroll
+    for (int p = 0; p < MOST; p++) {
+        const int i = p * 32 + lane;
+        const bool adjacent = !a.split_half || i >= pairs;
+        first[p] = adjacent ? 2 * i : i, second[p] = adjacent ? 2 * i + 1 : i + pairs;
+        x0[p] = x1[p] = 0.0f;
+        if (2 * i < head_dim) x0[p] = x[first[p]], x1[p] = x[second[p]];
+        if (i < pairs) cos[p] = a.cos[token * pairs + i], sin[p] = a.sin[token * pairs + i];
+        squares = fmaf(x0[p], x0[p], fmaf(x1[p], x1[p], squares));
     }
-    for (int d = lane; d < head_dim; d += 32) head[d] = norm ? x[d] * scale * norm[d] : x[d];
-    __syncwarp();
-#pragma unroll 1
-    for (int i = lane; i < pairs; i += 32) {
-        const int first = a.split_half ? i : 2 * i;
-        const int second = a.split_half ? i + pairs : 2 * i + 1;
-        const float cos = a.cos[token * pairs + i], sin = a.sin[token * pairs + i];
-        const float x0 = head[first], x1 = head[second];
-        // Not contracted to FMA: so it is the CPU's result to the bit.
-        head[first] = __fsub_rn(__fmul_rn(x0, cos), __fmul_rn(x1, sin));
-        head[second] = __fadd_rn(__fmul_rn(x0, sin), __fmul_rn(x1, cos));
+    const float scale = norm ? 1.0f / sqrtf(warp_sum(squares) / (float)head_dim + a.epsilon) : 1.0f;
+#pragma unroll
+    for (int p = 0; p < MOST; p++) {
+        const int i = p * 32 + lane;
+        if (2 * i >= head_dim) continue;
+        if (norm) x0[p] = x0[p] * scale * norm[first[p]], x1[p] = x1[p] * scale * norm[second[p]];
+        float y0 = x0[p], y1 = x1[p];
+        if (i < pairs) {
+            // Not contracted to FMA: so it is the CPU's result to the bit.
+            y0 = __fsub_rn(__fmul_rn(x0[p], cos[p]), __fmul_rn(x1[p], sin[p]));
+            y1 = __fadd_rn(__fmul_rn(x0[p], sin[p]), __fmul_rn(x1[p], cos[p]));
+        }
+        head[first[p]] = y0 * factor, head[second[p]] = y1 * factor;
     }
     __syncwarp();
-    for (int d = lane; d < head_dim; d += 32) head[d] *= factor;
 }
 
 __device__ __forceinline__ float exp2_fast(float x) {

@@ -25,7 +25,7 @@ constexpr int CHUNK = 128;
 // Distance of two heads' scores; 8 mod 32, so that the four lanes of a token write to different banks.
 constexpr int STRIDE = CHUNK + 8;
 constexpr int MOST_SPLITS = 64;
-// Block ids read ahead at a time.
+// Blocks looked up at a time.
 constexpr int TABLE = 128;
 
 template <int KV, int HEAD_DIM, int HEADS>
@@ -39,15 +39,18 @@ struct Decode {
     // Values: a lane has eight columns, and this many groups of lanes have four tokens each.
     static constexpr int RUNS = THREADS / EIGHTHS;
     static constexpr int SCORES = HEADS * STRIDE;
-    static constexpr int SUMS = 2 * RUNS * HEAD_DIM;
+    static constexpr int SUMS = 4 * RUNS * HEAD_DIM;
     static constexpr int SHARED = HEADS * HEAD_DIM + SCORES > SUMS ? HEADS * HEAD_DIM + SCORES : SUMS;
 
     struct Shared {
-        float numbers[SHARED];  // queries [HEADS][HEAD_DIM] and scores [HEADS][STRIDE]; at last sums [2][RUNS][HEAD_DIM]
-        u32 table[TABLE];
-        float factor[HEADS];
-        float total[HEADS];
+        float numbers[SHARED];  // queries [HEADS][HEAD_DIM] and scores [HEADS][STRIDE]; at last sums [4][RUNS][HEAD_DIM]
+        u64 table[TABLE];  // where the KV head's keys of each block are in the cache, in bytes
+        float factor[HEADS];   // by which older sums shrink
+        float total[HEADS];    // Σ exp2(score - largest); here, with the largest, to spare registers
         float largest[HEADS];
+        // What the end needs of the beginning.
+        Sequence sequence;
+        int head, heads, splits;
         u32 last;
     };
 
@@ -70,42 +73,52 @@ struct Decode {
                 norm = a.q_norm;
             }
             if (pairs == 0) norm = nullptr;
-            turn_head(a, HEAD_DIM, x, norm, s.start, pairs, h < HEADS ? a.scale * LOG2_E : 1.0f, head);
+            const float factor = h < HEADS ? a.scale * LOG2_E : 1.0f;
+            turn_head<(HEAD_DIM + 63) / 64>(a, HEAD_DIM, x, norm, s.start, pairs, factor, head);
             if (h < HEADS) continue;
-            __syncwarp();
-            u8* half = keys_of(a, KV, HEAD_DIM, a.tables[s.table + s.context / BLOCK_TOKENS], kv_head);
+            const u32 block = a.tables[s.table + s.context / BLOCK_TOKENS];
+            u8* half = a.cache + place_of(a, KV, HEAD_DIM, block, kv_head);
             if (h > HEADS) half += half_bytes(KV, HEAD_DIM);
             store_token<KV>(half, s.context % BLOCK_TOKENS, HEAD_DIM, head);
         }
     }
 
-    // scores[h][t] = query h · key t, for the chunk's `count` tokens.
+    // Keys as stored, ROWS of them a lane: the chunk's `first` and following.
+    struct Keys {
+        Eight<KV, HEAD_DIM> raw[ROWS][PARTS];
+
+        // Reads the keys from `from` on, which is past all of them or 0.
+        __device__ __forceinline__ void load(const Attention& a, const u64* table, int first, int count, int from) {
+            const int part = threadIdx.x % LANES, key = threadIdx.x / LANES;
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+                const int t = first + r * KEYS + key;
+                if (t < from) continue;
+                const u8* keys = a.cache + table[t < count ? t / BLOCK_TOKENS : 0];
+#pragma unroll
+                for (int p = 0; p < PARTS; p++) {
+                    if (t < count) raw[r][p].load(keys, t % BLOCK_TOKENS, p * LANES + part, p * LANES / 4);
+                    else raw[r][p].clear();
+                }
+            }
+        }
+    };
+
+    // scores[h][t] = query h · key t, for the chunk's `count` tokens. `keys` has its first ones.
     static __device__ __forceinline__ void score(
-        const Attention& a, int kv_head, const u32* table, int count, Shared& shared) {
-        const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
-        const int part = lane % LANES;
-        const int key = warp * (32 / LANES) + lane / LANES;
+        const Attention& a, const u64* table, int count, Keys& keys, Shared& shared) {
+        const int lane = threadIdx.x & 31;
+        const int part = threadIdx.x % LANES, key = threadIdx.x / LANES;
         const float4* queries = reinterpret_cast<const float4*>(shared.numbers);
         float* scores = shared.numbers + HEADS * HEAD_DIM;
 #pragma unroll 1
         for (int first = 0; first < count; first += KEYS * ROWS) {
-            Eight<KV, HEAD_DIM> raw[ROWS][PARTS];
             float sums[ROWS][HEADS] = {};
-#pragma unroll
-            for (int r = 0; r < ROWS; r++) {
-                const int t = first + r * KEYS + key;
-                const u8* keys = keys_of(a, KV, HEAD_DIM, t < count ? table[t / BLOCK_TOKENS] : 0, kv_head);
-#pragma unroll
-                for (int p = 0; p < PARTS; p++) {
-                    if (t < count) raw[r][p].load(keys, t % BLOCK_TOKENS, p * LANES + part);
-                    else raw[r][p].clear();
-                }
-            }
 #pragma unroll
             for (int p = 0; p < PARTS; p++) {
                 float k[ROWS][8];
 #pragma unroll
-                for (int r = 0; r < ROWS; r++) raw[r][p].unpack(k[r]);
+                for (int r = 0; r < ROWS; r++) keys.raw[r][p].unpack(k[r]);
 #pragma unroll
                 for (int h = 0; h < HEADS; h++) {
                     const float4 x = queries[(h * EIGHTHS + p * LANES + part) * 2];
@@ -142,12 +155,12 @@ struct Decode {
                     if (t < count) scores[(part * (HEADS / LANES) + h) * STRIDE + t] = sums[r][h];
                 }
             }
+            if (first + KEYS * ROWS < count) keys.load(a, table, first + KEYS * ROWS, count, 0);
         }
     }
 
     // scores become exp2(score - largest so far), zero past `count`; factor[h] is what older sums shrink by.
-    static __device__ __forceinline__ void soften(
-        int count, float (&largest)[HEADS / WARPS], float (&total)[HEADS / WARPS], Shared& shared) {
+    static __device__ __forceinline__ void soften(int count, Shared& shared) {
         const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
 #pragma unroll
         for (int i = 0; i < HEADS / WARPS; i++) {
@@ -159,36 +172,49 @@ struct Decode {
             if (t + 1 >= count) x.y = minus_infinity();
             if (t + 2 >= count) x.z = minus_infinity();
             if (t + 3 >= count) x.w = minus_infinity();
-            const float most = fmaxf(largest[i], warp_max(fmaxf(fmaxf(x.x, x.y), fmaxf(x.z, x.w))));
-            const float factor = exp2_fast(largest[i] - most);
+            const float before = shared.largest[h];
+            const float most = fmaxf(before, warp_max(fmaxf(fmaxf(x.x, x.y), fmaxf(x.z, x.w))));
+            const float factor = exp2_fast(before - most);
             x.x = exp2_fast(x.x - most), x.y = exp2_fast(x.y - most);
             x.z = exp2_fast(x.z - most), x.w = exp2_fast(x.w - most);
             *row = x;
-            largest[i] = most;
-            total[i] = total[i] * factor + warp_sum((x.x + x.y) + (x.z + x.w));
-            if (lane == 0) shared.factor[h] = factor;
+            const float sum = warp_sum((x.x + x.y) + (x.z + x.w));
+            if (lane == 0) {
+                shared.factor[h] = factor;
+                shared.total[h] = shared.total[h] * factor + sum;
+                shared.largest[h] = most;
+            }
         }
     }
 
-    // sums[h][·] += Σ_t scores[h][t] · value t
-    static __device__ __forceinline__ void add_values(
-        const Attention& a, int kv_head, const u32* table, int count, float (&sums)[HEADS][8], const Shared& shared) {
-        const int eighth = threadIdx.x % EIGHTHS, run = threadIdx.x / EIGHTHS;
+    // Four tokens' values as stored, from t on.
+    struct Values {
+        Eight<KV, HEAD_DIM> raw[4];
+
+        __device__ __forceinline__ void load(const Attention& a, const u64* table, int t, int count) {
+            const int eighth = threadIdx.x % EIGHTHS;
+            const u8* values = a.cache + table[t < count ? t / BLOCK_TOKENS : 0] + half_bytes(KV, HEAD_DIM);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                if (t + i < count) raw[i].load(values, t % BLOCK_TOKENS + i, eighth, eighth / 4);
+                else raw[i].clear();
+            }
+        }
+    };
+
+    // sums[h][·] += Σ_t scores[h][t] · value t. `values` has the first of the thread's run.
+    static __device__ __forceinline__ void add_values(const Attention& a, const u64* table, int count, Values& values,
+        float (&sums)[HEADS][8], const Shared& shared) {
+        const int run = threadIdx.x / EIGHTHS;
         const float* scores = shared.numbers + HEADS * HEAD_DIM;
         if (run >= RUNS) return;
 #pragma unroll 1
         for (int t = run * 4; t < count; t += RUNS * 4) {
-            const u8* values = keys_of(a, KV, HEAD_DIM, table[t / BLOCK_TOKENS], kv_head) + half_bytes(KV, HEAD_DIM);
-            Eight<KV, HEAD_DIM> raw[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                if (t + i < count) raw[i].load(values, t % BLOCK_TOKENS + i, eighth);
-                else raw[i].clear();
-            }
+            if (t > run * 4) values.load(a, table, t, count);
 #pragma unroll
             for (int i = 0; i < 4; i += 2) {
                 float v[2][8];
-                raw[i].unpack(v[0]), raw[i + 1].unpack(v[1]);
+                values.raw[i].unpack(v[0]), values.raw[i + 1].unpack(v[1]);
 #pragma unroll
                 for (int h = 0; h < HEADS; h++) {
                     const float2 p = *reinterpret_cast<const float2*>(scores + h * STRIDE + t + i);
@@ -199,23 +225,23 @@ struct Decode {
         }
     }
 
-    // Adds the sums of all runs, two heads at a time, and hands each to `put(head, column, sum)`.
+    // Adds the sums of all runs, four heads at a time, and hands each to `put(head, column, sum)`.
     template <typename Put>
     static __device__ __forceinline__ void gather(const float (&sums)[HEADS][8], Shared& shared, Put put) {
         const int eighth = threadIdx.x % EIGHTHS, run = threadIdx.x / EIGHTHS;
 #pragma unroll
-        for (int h = 0; h < HEADS; h += 2) {
+        for (int h = 0; h < HEADS; h += 4) {
             __syncthreads();
             if (run < RUNS) {
 #pragma unroll
-                for (int i = 0; i < 2; i++) {
+                for (int i = 0; i < 4; i++) {
                     float4* to = reinterpret_cast<float4*>(shared.numbers + (i * RUNS + run) * HEAD_DIM + eighth * 8);
                     to[0] = make_float4(sums[h + i][0], sums[h + i][1], sums[h + i][2], sums[h + i][3]);
                     to[1] = make_float4(sums[h + i][4], sums[h + i][5], sums[h + i][6], sums[h + i][7]);
                 }
             }
             __syncthreads();
-            for (int o = threadIdx.x; o < 2 * HEAD_DIM; o += THREADS) {
+            for (int o = threadIdx.x; o < 4 * HEAD_DIM; o += THREADS) {
                 const int i = o / HEAD_DIM, d = o % HEAD_DIM;
                 float sum = 0.0f;
 #pragma unroll
@@ -288,26 +314,36 @@ struct Decode {
         const int heads = min(HEADS, group - first);
         const int begin = blockIdx.x * each * BLOCK_TOKENS;
         const int end = min(tokens, begin + each * BLOCK_TOKENS);
-        prepare(a, s, kv_head, first, heads, end == tokens, shared);
-
-        float largest[HEADS / WARPS], total[HEADS / WARPS];
+        if (threadIdx.x < HEADS) shared.largest[threadIdx.x] = minus_infinity(), shared.total[threadIdx.x] = 0.0f;
+        if (threadIdx.x == 0) {
+            shared.sequence = s, shared.splits = splits;
+            shared.head = kv_head * group + first, shared.heads = heads;
+        }
         float sums[HEADS][8] = {};
-#pragma unroll
-        for (int i = 0; i < HEADS / WARPS; i++) largest[i] = minus_infinity(), total[i] = 0.0f;
         for (int at = begin; at < end; at += CHUNK) {
-            const int entry = (at - begin) / BLOCK_TOKENS % TABLE;
-            if (entry == 0) {
-                const int left = (end - at + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
-                if (threadIdx.x < min(left, TABLE)) {
-                    shared.table[threadIdx.x] = a.tables[s.table + at / BLOCK_TOKENS + threadIdx.x];
-                }
-            }
-            // After this the queries, the newest token and the table are there, and the last chunk's scores are done with.
-            __syncthreads();
             const int count = min(CHUNK, end - at);
-            score(a, kv_head, shared.table + entry, count, shared);
+            const int entry = (at - begin) / BLOCK_TOKENS % TABLE;
+            const u64* table = shared.table + entry;
+            if (entry == 0) {
+                if (at > begin) __syncthreads();
+                if (threadIdx.x < min((end - at + BLOCK_TOKENS - 1) / BLOCK_TOKENS, TABLE)) {
+                    const u32 block = a.tables[s.table + at / BLOCK_TOKENS + threadIdx.x];
+                    shared.table[threadIdx.x] = place_of(a, KV, HEAD_DIM, block, kv_head);
+                }
+                __syncthreads();
+            }
+            Keys keys;
+            keys.load(a, table, 0, count, 0);
+            if (at == begin) prepare(a, s, kv_head, first, heads, end == tokens, shared);
+            // After this the queries and the newest token are there, and the last chunk's scores are done with.
             __syncthreads();
-            soften(count, largest, total, shared);
+            if (at == begin && end == tokens && a.fused) keys.load(a, table, 0, count, count - 1);
+            score(a, table, count, keys, shared);
+            // These are on their way while the softmax is taken.
+            Values values;
+            values.load(a, table, threadIdx.x / EIGHTHS * 4, count);
+            __syncthreads();
+            soften(count, shared);
             __syncthreads();
             if (at > begin) {
 #pragma unroll
@@ -317,29 +353,22 @@ struct Decode {
                     for (int j = 0; j < 8; j++) sums[h][j] *= factor;
                 }
             }
-            add_values(a, kv_head, shared.table + entry, count, sums, shared);
-            if (at + CHUNK < end && entry + CHUNK / BLOCK_TOKENS == TABLE) __syncthreads();
+            add_values(a, table, count, values, sums, shared);
         }
-        finish(a, s, kv_head * group + first, heads, splits, largest, total, sums, shared);
+        finish(a, sums, shared);
     }
 
     // Out of a sequence that was not split; else the part into the workspace, and the merge where it is the last.
-    static __device__ __forceinline__ void finish(const Attention& a, const Sequence& s, int head, int heads, int splits,
-        const float (&largest)[HEADS / WARPS], const float (&total)[HEADS / WARPS], const float (&sums)[HEADS][8],
-        Shared& shared) {
+    static __device__ __forceinline__ void finish(const Attention& a, const float (&sums)[HEADS][8], Shared& shared) {
         constexpr int PART = HEADS * (HEAD_DIM + 2);
-        const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
+        const Sequence s = shared.sequence;
+        const int splits = shared.splits, head = shared.head, heads = shared.heads;
         const int row = blockIdx.z * gridDim.y + blockIdx.y;
         float* parts = a.partial + (u64)row * gridDim.x * PART;
         float* part = parts + blockIdx.x * PART;
-#pragma unroll
-        for (int i = 0; i < HEADS / WARPS; i++) {
-            const int h = i * WARPS + warp;
-            if (lane == 0 && splits == 1) shared.total[h] = total[i];
-            if (lane == 0 && splits > 1) {
-                part[HEADS * HEAD_DIM + h] = total[i];
-                part[HEADS * HEAD_DIM + HEADS + h] = largest[i];
-            }
+        if (splits > 1 && threadIdx.x < HEADS) {
+            part[HEADS * HEAD_DIM + threadIdx.x] = shared.total[threadIdx.x];
+            part[HEADS * HEAD_DIM + HEADS + threadIdx.x] = shared.largest[threadIdx.x];
         }
         gather(sums, shared, [&](int h, int d, float sum) {
             if (splits > 1) part[h * HEAD_DIM + d] = sum;
@@ -360,11 +389,11 @@ struct Decode {
 
 // Blocks an SM must hold: what bounds the registers. With fewer, loads wait; with more, registers spill.
 #ifndef RESIDENT
-#define RESIDENT(HEADS) (HEADS == 4 ? 4 : 3)
+#define RESIDENT(KV, HEADS) ((HEADS == 4 ? 4 : 3) - (KV == KV_F32))
 #endif
 
 #define DECODE(NAME, KV, HEAD_DIM, HEADS)                                                                      \
-    extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT(HEADS)) \
+    extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT(KV, HEADS)) \
         attention_decode_##NAME##_##HEAD_DIM##_##HEADS( \
         const Attention a) {                                                                 \
         Decode<KV, HEAD_DIM, HEADS>::run(a);                                                                   \

@@ -9,9 +9,9 @@
 //
 // A block has 64 rows, each a query of one head of the group, so that all heads share what is read of keys and values.
 // 64 keys at a time: scores = rows · keys in slices of the head through shared memory, like any product; softmax in
-// registers; probabilities into shared memory; sums += probabilities · values in slices of 16 keys. A thread has 8 rows
-// of both, and 16 threads a row's 64 scores and all of its sums, so nothing else is exchanged. The next slice is read
-// while one is worked on.
+// registers; probabilities into shared memory; sums += probabilities · values in slices of 8 keys. A thread has 8 rows
+// of both, and 16 threads a row's 64 scores and all of its sums, so nothing else is exchanged. While one slice is worked
+// on, the next is put into the other half of shared memory and the one after that is read.
 #include "attention.cuh"
 
 namespace {
@@ -19,7 +19,7 @@ namespace {
 constexpr int THREADS = 128;
 constexpr int ROWS = 64;
 constexpr int KEYS = 64;
-constexpr int VALUES = 16;  // keys of a slice of values
+constexpr int VALUES = 8;  // keys of a slice of values
 
 template <int N>
 struct Vector;
@@ -33,7 +33,7 @@ struct Vector<4> { typedef float4 Type; };
 template <int KV, int HEAD_DIM>
 struct Prefill {
     static constexpr int EIGHTHS = HEAD_DIM / 8;
-    static constexpr int SLICE_DIMS = 16;
+    static constexpr int SLICE_DIMS = 16;  // within one q8 group
     static constexpr int SLICES = HEAD_DIM / SLICE_DIMS;
     // What one thread reads of a slice of queries and of keys: half a row.
     static constexpr int QUARTS = SLICE_DIMS / 8;
@@ -47,14 +47,15 @@ struct Prefill {
 
     struct Shared {
         union {
-            struct {
+            struct Slice {
                 float queries[SLICE_DIMS][ROWS];
                 float keys[SLICE_DIMS][KEYS];
-            };
+            } slices[2];
             float weights[KEYS][ROWS];  // probabilities; eights of rows swapped as `eight` says
         };
-        float values[VALUES][HEAD_DIM];
+        float values[2][VALUES][HEAD_DIM];
         int last[ROWS];          // the last key that a row sees
+        int out[ROWS];           // where its result goes; -1 past the last
         float largest[ROWS];     // its largest score so far
         float totals[8][THREADS];  // each thread's part of its rows' totals. Both are here to spare registers.
     };
@@ -73,26 +74,26 @@ struct Prefill {
         for (int i = 0; i < QUARTS; i++) ahead.query[i] = __ldg(q + i);
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
-            if (valid) ahead.key[i].load(keys, slot, slice * (SLICE_DIMS / 8) + half * EACH + i);
+            if (valid) ahead.key[i].load(keys, slot, slice * (SLICE_DIMS / 8) + half * EACH + i, slice * SLICE_DIMS / KV_GROUP);
             else ahead.key[i].clear();
         }
     }
 
-    static __device__ __forceinline__ void put(const Ahead& ahead, Shared& shared) {
+    static __device__ __forceinline__ void put(const Ahead& ahead, typename Shared::Slice& to) {
         const int row = threadIdx.x % ROWS, first = threadIdx.x / ROWS * (SLICE_DIMS / 2);
 #pragma unroll
         for (int i = 0; i < QUARTS; i++) {
-            shared.queries[first + 4 * i][row] = ahead.query[i].x;
-            shared.queries[first + 4 * i + 1][row] = ahead.query[i].y;
-            shared.queries[first + 4 * i + 2][row] = ahead.query[i].z;
-            shared.queries[first + 4 * i + 3][row] = ahead.query[i].w;
+            to.queries[first + 4 * i][row] = ahead.query[i].x;
+            to.queries[first + 4 * i + 1][row] = ahead.query[i].y;
+            to.queries[first + 4 * i + 2][row] = ahead.query[i].z;
+            to.queries[first + 4 * i + 3][row] = ahead.query[i].w;
         }
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             float k[8];
             ahead.key[i].unpack(k);
 #pragma unroll
-            for (int j = 0; j < 8; j++) shared.keys[first + 8 * i + j][row] = k[j];
+            for (int j = 0; j < 8; j++) to.keys[first + 8 * i + j][row] = k[j];
         }
     }
 
@@ -103,22 +104,24 @@ struct Prefill {
             const int piece = threadIdx.x + i * THREADS;
             const int t = first + piece / EIGHTHS;
             if (piece < PIECES && t < keys) {
-                const u8* half = keys_of(a, KV, HEAD_DIM, table[t / BLOCK_TOKENS], kv_head) + half_bytes(KV, HEAD_DIM);
-                ahead[i].load(half, t % BLOCK_TOKENS, piece % EIGHTHS);
+                const u8* half = a.cache + place_of(a, KV, HEAD_DIM, table[t / BLOCK_TOKENS], kv_head);
+                half += half_bytes(KV, HEAD_DIM);
+                ahead[i].load(half, t % BLOCK_TOKENS, piece % EIGHTHS, piece % EIGHTHS / 4);
             } else {
                 ahead[i].clear();
             }
         }
     }
 
-    static __device__ __forceinline__ void put_values(const Eight<KV, HEAD_DIM> (&ahead)[TURNS], Shared& shared) {
+    static __device__ __forceinline__ void put_values(
+        const Eight<KV, HEAD_DIM> (&ahead)[TURNS], float (&values)[VALUES][HEAD_DIM]) {
 #pragma unroll
         for (int i = 0; i < TURNS; i++) {
             const int piece = threadIdx.x + i * THREADS;
             float v[8];
             ahead[i].unpack(v);
             if (piece >= PIECES) break;
-            float4* to = reinterpret_cast<float4*>(&shared.values[0][0] + piece * 8);
+            float4* to = reinterpret_cast<float4*>(&values[0][0] + piece * 8);
             to[0] = make_float4(v[0], v[1], v[2], v[3]);
             to[1] = make_float4(v[4], v[5], v[6], v[7]);
         }
@@ -129,12 +132,13 @@ struct Prefill {
     static __device__ __forceinline__ int eight(int rows, int key) { return (rows ^ (key / 4 % 8)) * 8; }
 
     // scores[i][j] += queries i · keys j, over the slice
-    static __device__ __forceinline__ void score(const Shared& shared, int rows, int column, float (&scores)[8][4]) {
+    static __device__ __forceinline__ void score(
+        const typename Shared::Slice& slice, int rows, int column, float (&scores)[8][4]) {
 #pragma unroll 8
         for (int d = 0; d < SLICE_DIMS; d++) {
-            const float4 a = *reinterpret_cast<const float4*>(&shared.queries[d][rows * 8]);
-            const float4 b = *reinterpret_cast<const float4*>(&shared.queries[d][rows * 8 + 4]);
-            const float4 k = *reinterpret_cast<const float4*>(&shared.keys[d][column * 4]);
+            const float4 a = *reinterpret_cast<const float4*>(&slice.queries[d][rows * 8]);
+            const float4 b = *reinterpret_cast<const float4*>(&slice.queries[d][rows * 8 + 4]);
+            const float4 k = *reinterpret_cast<const float4*>(&slice.keys[d][column * 4]);
             const float q[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
 #pragma unroll
             for (int i = 0; i < 8; i++) {
@@ -190,7 +194,7 @@ struct Prefill {
 #pragma unroll
             for (int j = 0; j < SPAN / WIDTH; j++) {
                 *reinterpret_cast<V*>(v + j * WIDTH) =
-                    *reinterpret_cast<const V*>(&shared.values[t][(j * 16 + column) * WIDTH]);
+                    *reinterpret_cast<const V*>(&shared.values[first / VALUES % 2][t][(j * 16 + column) * WIDTH]);
             }
 #pragma unroll
             for (int i = 0; i < 8; i++) {
@@ -212,8 +216,12 @@ struct Prefill {
 
         // The row that this thread reads; past the end it repeats the last one, which is dropped in the end.
         const int row = tile.first + min((int)threadIdx.x % ROWS, count - 1);
-        const float* query = a.q + ((s.start + row / group) * a.heads + kv_head * group + row % group) * HEAD_DIM;
-        if (threadIdx.x < ROWS) shared.last[threadIdx.x] = s.context + row / group;
+        const int at = ((s.start + row / group) * a.heads + kv_head * group + row % group) * HEAD_DIM;
+        const float* query = a.q + at;
+        if (threadIdx.x < ROWS) {
+            shared.last[threadIdx.x] = s.context + row / group;
+            shared.out[threadIdx.x] = threadIdx.x < count ? at : -1;
+        }
         // Keys that any row sees, and those that all do.
         const int keys = s.context + (tile.first + count - 1) / group + 1;
         const int common = s.context + tile.first / group + 1;
@@ -225,21 +233,24 @@ struct Prefill {
         for (int i = 0; i < 8; i++) shared.totals[i][threadIdx.x] = 0.0f;
 
         int t = threadIdx.x % KEYS;
-        const u8* half = keys_of(a, KV, HEAD_DIM, t < keys ? table[t / BLOCK_TOKENS] : 0, kv_head);
+        const u8* half = a.cache + place_of(a, KV, HEAD_DIM, t < keys ? table[t / BLOCK_TOKENS] : 0, kv_head);
         Ahead ahead;
         read(query, half, t % BLOCK_TOKENS, t < keys, 0, ahead);
 #pragma unroll 1
         for (int first = 0; first < keys; first += KEYS) {
             float scores[8][4] = {};
-            Eight<KV, HEAD_DIM> values[TURNS];
+            __syncthreads();
+            put(ahead, shared.slices[0]);
+            if (SLICES > 1) read(query, half, t % BLOCK_TOKENS, t < keys, 1, ahead);
+            __syncthreads();
 #pragma unroll 1
             for (int slice = 0; slice < SLICES; slice++) {
+                if (slice + 1 < SLICES) put(ahead, shared.slices[(slice + 1) % 2]);
+                if (slice + 2 < SLICES) read(query, half, t % BLOCK_TOKENS, t < keys, slice + 2, ahead);
+                score(shared.slices[slice % 2], rows, column, scores);
                 __syncthreads();
-                put(ahead, shared);
-                __syncthreads();
-                if (slice + 1 < SLICES) read(query, half, t % BLOCK_TOKENS, t < keys, slice + 1, ahead);
-                score(shared, rows, column, scores);
             }
+            Eight<KV, HEAD_DIM> values[TURNS];
             read_values(a, table, kv_head, first, keys, values);
             if (first + KEYS > common) {
 #pragma unroll
@@ -250,18 +261,19 @@ struct Prefill {
                 }
             }
             soften(a.scale * LOG2_E, rows, column, scores, sums, shared);
-            __syncthreads();
             put_weights(scores, rows, column, shared);
+            put_values(values, shared.values[0]);
+            read_values(a, table, kv_head, first + VALUES, keys, values);
             t += KEYS;
-            half = keys_of(a, KV, HEAD_DIM, t < keys ? table[t / BLOCK_TOKENS] : 0, kv_head);
+            half = a.cache + place_of(a, KV, HEAD_DIM, t < keys ? table[t / BLOCK_TOKENS] : 0, kv_head);
+            __syncthreads();
 #pragma unroll 1
-            for (int slice = 0; slice < KEYS / VALUES; slice++) {
-                if (slice > 0) __syncthreads();
-                put_values(values, shared);
-                __syncthreads();
-                if (slice + 1 < KEYS / VALUES) read_values(a, table, kv_head, first + (slice + 1) * VALUES, keys, values);
-                else if (first + KEYS < keys) read(query, half, t % BLOCK_TOKENS, t < keys, 0, ahead);
-                add_values(shared, slice * VALUES, rows, column, sums);
+            for (int at = 0; at < KEYS; at += VALUES) {
+                if (at > 0) __syncthreads();
+                if (at + VALUES < KEYS) put_values(values, shared.values[(at / VALUES + 1) % 2]);
+                if (at + 2 * VALUES < KEYS) read_values(a, table, kv_head, first + at + 2 * VALUES, keys, values);
+                else if (at + VALUES == KEYS) read(query, half, t % BLOCK_TOKENS, t < keys, 0, ahead);
+                add_values(shared, at, rows, column, sums);
             }
         }
 
@@ -271,9 +283,9 @@ struct Prefill {
 #pragma unroll
             for (int mask = 8; mask > 0; mask /= 2) all += __shfl_xor_sync(0xffffffffu, all, mask);
             const float inverse = 1.0f / all;
-            const int r = tile.first + rows * 8 + i;
-            if (rows * 8 + i >= count) continue;
-            float* out = a.out + ((s.start + r / group) * a.heads + kv_head * group + r % group) * HEAD_DIM;
+            const int to = shared.out[rows * 8 + i];
+            if (to < 0) continue;
+            float* out = a.out + to;
 #pragma unroll
             for (int j = 0; j < SPAN; j++) {
                 out[(j / WIDTH * 16 + column) * WIDTH + j % WIDTH] = sums[i][j] * inverse;

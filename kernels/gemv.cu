@@ -54,37 +54,39 @@ struct Input {
     float x[32];
     float sum[HALVES];  // of x, in the unit of dot products; negative and times the offset for types that have one
 
-    // Reads slice s and returns the lane's sum of squares. Lanes past the slice's groups get zeros.
-    __device__ __forceinline__ float load(const Product& p, int s, int groups, int lane) {
-        const float4* from = (const float4*)(p.x + s * SLICE);
-        const float4* norm = (const float4*)(p.norm + s * SLICE);
-        float squares = 0.0f;
+    // Reads a slice and returns the lane's sum of squares. Lanes past the slice's groups get zeros.
+    __device__ __forceinline__ float load(const float* input, const float* norms, int groups, int lane) {
+        u32 clamped = min(lane, groups - 1);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
-            float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (lane < groups) v = from[j * groups + lane];
+            float4 v = *((const float4*)input + j * groups + clamped);
             x[4 * j] = v.x, x[4 * j + 1] = v.y, x[4 * j + 2] = v.z, x[4 * j + 3] = v.w;
         }
-        if (p.norm) {
+        if (groups < SLICE / GROUP && lane >= groups) {
+#pragma unroll
+            for (int i = 0; i < 32; i++) x[i] = 0.0f;
+        }
+        float squares[4] = {};
+        if (norms) {
 #pragma unroll
             for (int j = 0; j < 8; j++) {
-                float4 n = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-                if (lane < groups) n = __ldg(norm + j * groups + lane);
+                float4 n = __ldg((const float4*)norms + j * groups + clamped);
 #pragma unroll
-                for (int k = 0; k < 4; k++) squares = fmaf(x[4 * j + k], x[4 * j + k], squares);
+                for (int k = 0; k < 4; k++) squares[k] = fmaf(x[4 * j + k], x[4 * j + k], squares[k]);
                 x[4 * j] *= n.x, x[4 * j + 1] *= n.y, x[4 * j + 2] *= n.z, x[4 * j + 3] *= n.w;
             }
         }
 #pragma unroll
         for (int h = 0; h < HALVES; h++) {
-            float total = 0.0f;
+            float total[4] = {};
 #pragma unroll
-            for (int i = 0; i < 32 / HALVES; i++) total += x[h * 16 + i];
-            sum[h] = total * Quants<T>::SUM_UNIT * (has_min(T) ? 1.0f : -quant_offset(T));
+            for (int i = 0; i < 32 / HALVES; i++) total[i % 4] += x[h * 16 + i];
+            sum[h] = ((total[0] + total[1]) + (total[2] + total[3])) * Quants<T>::SUM_UNIT *
+                     (has_min(T) ? 1.0f : -quant_offset(T));
         }
 #pragma unroll
         for (int i = 0; i < 32; i++) x[i] *= Quants<T>::x_factor(i);
-        return squares;
+        return (squares[0] + squares[1]) + (squares[2] + squares[3]);
     }
 };
 
@@ -146,7 +148,7 @@ __device__ __forceinline__ void walk(const u8* at, int count, u32 stride, float*
     int lane = min((int)threadIdx.x, groups - 1);
     Tile<T> tile;
     tile.load(at, groups, lane);
-    input();
+    input(groups);
     to += threadIdx.x / 8;
     bool writes = threadIdx.x % 8 == 0;
     for (; count > 1; count--) {
@@ -177,17 +179,14 @@ struct Geometry {
 #pragma unroll
         for (int m = 0; m < 3; m++) tiles[m] = m < p.matrices ? (p.rows[m] + zero + TILE_ROWS - 1) / TILE_ROWS : 0;
         u32 units = gated ? tiles[0] : tiles[0] + tiles[1] + tiles[2];
-        u32 block = blockIdx.x + zero, blocks = gridDim.x + zero;
-        first = units * block / blocks;
-        last = units * (block + 1) / blocks;
-        int warps = blockDim.y, warp = threadIdx.y + zero;
-        abreast = max(warps / slices, 1);
-        group = warps < slices ? 0 : warp / slices;
+        int block = blockIdx.x + zero;
+        int each = units / gridDim.x, more = units - each * gridDim.x;  // `more` blocks take one more
+        first = block * each + min(block, more);
+        last = first + each + (block < more ? 1 : 0);
+        u32 warp = threadIdx.y + zero;
+        abreast = max(blockDim.y / (u32)slices, 1u);
+        group = blockDim.y < slices ? 0 : warp / (u32)slices;
         stride = (last - first) * (TILE_ROWS << gated);
-    }
-    __device__ __forceinline__ int slice(int pass) const {
-        int warp = threadIdx.y, warps = blockDim.y;
-        return warps < slices ? warp + pass * warps : warp % slices + pass * slices;
     }
 };
 
@@ -232,20 +231,21 @@ __device__ __forceinline__ void gemv(const Product& p) {
     zeros[threadIdx.y] = 0;
     Input<T> in;
     int held = -1;  // slice that `in` holds
-    for (int run = 0;; run++) {
+    for (int pass = 0, m = 0;; m++) {
+        if (m == p.matrices) m = 0, pass++;
         Geometry g(p, zeros[threadIdx.y]);
-        int s = g.slice(run / p.matrices), m = run % p.matrices;
+        int s = threadIdx.y - g.group * g.slices + pass * blockDim.y;
         if (s >= g.slices || g.group >= g.abreast) break;
-        int groups = min(SLICE, g.columns - s * SLICE) / GROUP;
-        auto input = [&] {
+        auto input = [&](int groups) {
             if (held == s) return;
-            float own = in.load(p, s, groups, threadIdx.x);
+            float own = in.load(p.x + s * SLICE, p.norm ? p.norm + s * SLICE : nullptr, groups, threadIdx.x);
             if (p.norm && threadIdx.y < g.slices) {
                 own = warp_sum(own);
                 if (threadIdx.x == 0) squares[s] = own;
             }
             held = s;
         };
+        int groups = min(SLICE, g.columns - s * SLICE) / GROUP;
         int start = g.gated || m == 0 ? 0 : m == 1 ? g.tiles[0] : g.tiles[0] + g.tiles[1];
         int tiles = m == 0 ? g.tiles[0] : m == 1 ? g.tiles[1] : g.tiles[2];
         // With GATED and an even number of tiles abreast, half of the warps take gate and half up.
@@ -268,7 +268,7 @@ __device__ __forceinline__ void gemv(const Product& p) {
                 walk<T>(weight, count, stride, sums, step * TILE_ROWS, groups, in, input);
             }
         } else {
-            input();  // the squares may count
+            input(groups);  // the squares may count
         }
     }
     __syncthreads();
@@ -283,7 +283,7 @@ __device__ __forceinline__ void gemv(const Product& p) {
 }
 
 #ifndef BOUNDS
-#define BOUNDS 384, 2
+#define BOUNDS MAX_WARPS * 32, 1
 #endif
 #define GEMV(name, T) \
     extern "C" __global__ void __launch_bounds__(BOUNDS) gemv_##name(const Product p) { gemv<T>(p); }

@@ -52,13 +52,13 @@ __device__ __forceinline__ void append(const Attention& a) {
         const int at = (token * a.kv_heads + kv_head) * a.head_dim;
         float* q = a.q + (token * a.heads + item) * a.head_dim;
         const float* x = query ? q : (value ? a.v : a.k) + at;
-        turn_head(a, a.head_dim, x, value ? nullptr : query ? a.q_norm : a.k_norm, token, value ? 0 : a.pairs, 1.0f, row);
-        __syncwarp();
+        const float* norm = value ? nullptr : query ? a.q_norm : a.k_norm;
+        turn_head<WIDEST / 64>(a, a.head_dim, x, norm, token, value ? 0 : a.pairs, 1.0f, row);
         if (query) {
             for (int d = lane; d < a.head_dim; d += 32) q[d] = row[d];
         } else {
             const u32 slot = a.slots[token];
-            u8* keys = a.cache + (u64)(slot / BLOCK_TOKENS * (u32)a.kv_heads + kv_head) * (2 * half);
+            u8* keys = a.cache + place_of(a, KV, a.head_dim, slot / BLOCK_TOKENS, kv_head);
             store_token<KV>(value ? keys + half : keys, slot % BLOCK_TOKENS, a.head_dim, row);
         }
         __syncwarp();

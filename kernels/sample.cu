@@ -144,9 +144,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) argmax_rows(const Logits l
 
 namespace {
 
-constexpr int EACH = 32;        // logits of a thread
-constexpr int SORTED = 2048;    // most candidates sorted at a time
-constexpr int COLLECTED = 512;  // most that a segment's threshold may let through
+constexpr int EACH = 32;                // logits of a thread
+constexpr int LIST = 64;                // most wanted, and the length of a warp's sorted list
+constexpr int COLLECTED = WARPS * LIST;  // most that a segment's threshold may let through
 
 // Orders floats as unsigned numbers; NaN is 0, below all.
 __device__ __forceinline__ u32 key_of(float x) {
@@ -157,19 +157,66 @@ __device__ __forceinline__ u32 key_of(float x) {
 // A candidate is its key and, so that the lowest id is the largest, the id's complement. 0 is none.
 __device__ __forceinline__ u64 candidate(u32 key, u32 id) { return (u64)key << 32 | ~id; }
 
-// Sorts `count` numbers, a power of two, descending; all threads of the block call it.
-__device__ __forceinline__ void sort(u64* numbers, int count) {
-    for (int run = 2; run <= count; run *= 2) {
-        for (int distance = run / 2; distance > 0; distance /= 2) {
-            __syncthreads();
-            for (int i = threadIdx.x; i < count / 2; i += THREADS) {
-                const int low = (i & ~(distance - 1)) * 2 + (i & (distance - 1));
-                const u64 a = numbers[low], b = numbers[low + distance];
-                if ((a < b) == ((low & run) == 0)) numbers[low] = b, numbers[low + distance] = a;
+__device__ __forceinline__ u64 larger(u64 a, u64 b) { return a > b ? a : b; }
+__device__ __forceinline__ u64 smaller(u64 a, u64 b) { return a > b ? b : a; }
+
+// A warp's list of 64 candidates: number `lane` in low, number 32 + `lane` in high.
+struct List {
+    u64 low, high;
+
+    // Sorts a bitonic list, descending: Batcher 1968.
+    __device__ __forceinline__ void settle() {
+        const u64 a = larger(low, high), b = smaller(low, high);
+        low = a, high = b;
+#pragma unroll
+        for (int distance = 16; distance > 0; distance /= 2) exchange(distance, false, false);
+    }
+
+    // Compares with the lane at `distance`; the larger goes to the lower lane, or to the higher one where so told.
+    __device__ __forceinline__ void exchange(int distance, bool low_ascends, bool high_ascends) {
+        const bool upper = threadIdx.x & distance;
+        const u64 a = __shfl_xor_sync(NONE, low, distance), b = __shfl_xor_sync(NONE, high, distance);
+        low = upper != low_ascends ? smaller(low, a) : larger(low, a);
+        high = upper != high_ascends ? smaller(high, b) : larger(high, b);
+    }
+
+    __device__ __forceinline__ void sort() {
+        // Runs of 2, 4 ... 32, every second one ascending, so that two together are bitonic; high's number is 32 + lane.
+#pragma unroll
+        for (int run = 2; run <= 32; run *= 2) {
+#pragma unroll
+            for (int distance = run / 2; distance > 0; distance /= 2) {
+                const bool ascends = threadIdx.x & run & 31;
+                exchange(distance, ascends, run == 32 || ascends);
             }
         }
+        settle();
     }
-    __syncthreads();
+
+    // Keeps the 64 largest of two descending lists, of the other one given its numbers 63 - lane and 31 - lane.
+    __device__ __forceinline__ void merge(u64 last, u64 middle) {
+        low = larger(low, last);
+        high = larger(high, middle);
+        settle();
+    }
+
+    __device__ __forceinline__ void store(u64* to, int length) const {
+        const int lane = threadIdx.x % 32;
+        if (lane < length) to[lane] = low;
+        if (lane + 32 < length) to[lane + 32] = high;
+    }
+};
+
+// Merges all warps' lists into the first warp's.
+__device__ __forceinline__ void merge_warps(List& list, u64 (*lists)[LIST]) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll 1
+    for (int half = WARPS / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (warp >= half && warp < 2 * half) list.store(lists[warp], LIST);
+        __syncthreads();
+        if (warp < half) list.merge(lists[warp + half][LIST - 1 - lane], lists[warp + half][LIST / 2 - 1 - lane]);
+    }
 }
 
 // How many of the block's keys `which` accepts.
@@ -210,9 +257,10 @@ __device__ __forceinline__ void exact_bounds(const u32 (&keys)[EACH], int k, u32
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(THREADS) top_k_rows(const Logits l) {
-    __shared__ u64 numbers[SORTED];
+    __shared__ u64 lists[WARPS][LIST];
     __shared__ u32 counts[WARPS];
     __shared__ int collected;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const float* row = l.logits + (u64)blockIdx.y * l.vocab;
     const int first = blockIdx.x * (EACH * THREADS);
     const int k = l.k;
@@ -227,22 +275,19 @@ extern "C" __global__ void __launch_bounds__(THREADS) top_k_rows(const Logits l)
 #pragma unroll
     for (int i = 0; i < EACH; i++) most = max(most, keys[i]);
 
-    // The k-th largest of the threads' maxima: at least k keys are no less, and seldom many more.
+    // Just below the k-th largest of the threads' maxima: at least k keys are no less, and seldom many more.
     u32 threshold = 0;
-    for (int bit = 31; bit >= 0; bit--) {
+    for (int bit = 31; bit >= 12; bit--) {
         const u32 higher = threshold | 1u << bit;
         if (__syncthreads_count(most >= higher) >= k) threshold = higher;
     }
     threshold = max(threshold, 1u);
     int bound = EACH * THREADS;
-    int count = block_count(keys, counts, [=](u32 x, int) { return x >= threshold; });
-    if (count > COLLECTED) {
+    if (block_count(keys, counts, [=](u32 x, int) { return x >= threshold; }) > COLLECTED) {
         exact_bounds(keys, k, counts, &threshold, &bound);
-        count = k;
     }
-    int padded = 64;
-    while (padded < count) padded *= 2;
-    for (int i = threadIdx.x; i < padded; i += THREADS) numbers[i] = 0;
+    u64* numbers = lists[0];
+    for (int i = threadIdx.x; i < COLLECTED; i += THREADS) numbers[i] = 0;
     if (threadIdx.x == 0) collected = 0;
     __syncthreads();
     // In any order: sorting follows.
@@ -253,30 +298,28 @@ extern "C" __global__ void __launch_bounds__(THREADS) top_k_rows(const Logits l)
             numbers[atomicAdd(&collected, 1)] = candidate(keys[i], first + at);
         }
     }
-    sort(numbers, padded);
+    __syncthreads();
+    List list{lists[warp][lane], lists[warp][lane + 32]};
+    list.sort();
+    merge_warps(list, lists);
     u64* parts = (u64*)l.partial + blockIdx.y * (gridDim.x * k);
-    if (threadIdx.x < k) parts[blockIdx.x * k + threadIdx.x] = numbers[threadIdx.x];
+    if (warp == 0) list.store(parts + blockIdx.x * k, k);
 
     if (!last_of_row(l.counters)) return;
-    // The best k so far stay in front while the rest passes through.
-    const int total = gridDim.x * k;
-    int kept = 0;
-    for (int next = 0; next < total;) {
-        const int taken = min(SORTED - kept, total - next);
-        padded = 64;
-        while (padded < kept + taken) padded *= 2;
-        for (int i = threadIdx.x; i < padded - kept; i += THREADS) {
-            numbers[kept + i] = i < taken ? __ldcg(parts + next + i) : 0;
-        }
-        sort(numbers, padded);
-        next += taken;
-        kept = k;
+    list = List{0, 0};
+    for (int i = warp; i < gridDim.x; i += WARPS) {
+        const int last = LIST - 1 - lane, middle = LIST / 2 - 1 - lane;
+        list.merge(last < k ? __ldcg(parts + i * k + last) : 0, middle < k ? __ldcg(parts + i * k + middle) : 0);
     }
-    if (threadIdx.x < k) {
-        const u64 best = numbers[threadIdx.x];
+    merge_warps(list, lists);
+    if (warp > 0) return;
+#pragma unroll
+    for (int i = lane; i < LIST; i += 32) {
+        if (i >= k) continue;
+        const u64 best = i < 32 ? list.low : list.high;
         const u32 key = (u32)(best >> 32);
-        l.ids[blockIdx.y * k + threadIdx.x] = ~(u32)best;
         const u32 bits = key ^ (key >> 31 ? 0x80000000u : NONE);
-        l.values[blockIdx.y * k + threadIdx.x] = best ? __uint_as_float(bits) : minus_infinity();
+        l.ids[blockIdx.y * k + i] = ~(u32)best;
+        l.values[blockIdx.y * k + i] = best ? __uint_as_float(bits) : minus_infinity();
     }
 }

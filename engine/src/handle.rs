@@ -12,7 +12,7 @@ use std::{
 use tokio::sync::mpsc;
 
 #[cfg(feature = "cuda")]
-use crate::backend::cuda::{CudaBackend, CudaOptions, Device};
+use crate::backend::cuda::{self, CudaBackend, CudaOptions};
 use crate::{
     backend::{
         Backend, Capacity, Demand, NO_CUDA,
@@ -122,8 +122,9 @@ impl Engine {
         let threads =
             config.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
         #[cfg(feature = "cuda")]
-        if let Some(backend) = cuda_backend(config)? {
-            return Self::start(source, config, backend, progress);
+        if let Some(device) = cuda::device::chosen(&config.backend)? {
+            let options = CudaOptions { graphs: config.cuda_graphs, trace: config.trace.clone() };
+            return Self::start(source, config, CudaBackend::new(device, options)?, progress);
         }
         match config.backend {
             BackendChoice::Auto | BackendChoice::Cpu => {
@@ -325,24 +326,6 @@ impl<'a> Source<'a> {
             }
         }
     }
-}
-
-/// The device that was asked for, or that there is; nothing where the CPU is to be used.
-#[cfg(feature = "cuda")]
-fn cuda_backend(config: &EngineConfig) -> Result<Option<CudaBackend>, EngineError> {
-    let device = match &config.backend {
-        BackendChoice::Cuda { device, require_sm52 } => Device::open(device.as_ref(), *require_sm52)?,
-        BackendChoice::Auto => match Device::open(None, false) {
-            Ok(device) => device,
-            Err(reason) => {
-                tracing::debug!(%reason, "no CUDA device, so the CPU");
-                return Ok(None);
-            }
-        },
-        BackendChoice::Cpu | BackendChoice::Reference => return Ok(None),
-    };
-    let options = CudaOptions { graphs: config.cuda_graphs, trace: config.trace.clone() };
-    CudaBackend::new(device, options).map(Some)
 }
 
 /// Tokens of prompts and decode in one step: enough to keep a matrix product busy, few enough that a

@@ -9,7 +9,7 @@ pub mod cpu;
 pub mod cuda;
 
 use crate::{
-    config::KvType,
+    config::{BackendChoice, KvType},
     device::Devices,
     error::EngineError,
     gguf::{DType, Tensor},
@@ -23,6 +23,17 @@ pub fn devices() -> Devices {
     #[cfg(not(feature = "cuda"))]
     let found = Devices { note: Some(NO_CUDA.into()), ..Devices::default() };
     found
+}
+
+/// The copy speed in GB/s, bytes read and bytes written, of the device that `choice` stands for; `None` where
+/// that is the CPU.
+pub fn copy_speed(choice: &BackendChoice) -> Result<Option<f64>, EngineError> {
+    #[cfg(feature = "cuda")]
+    if let Some(device) = cuda::device::chosen(choice)? {
+        return cuda::copy_speed(&device).map(Some);
+    }
+    let _ = choice;
+    Ok(None)
 }
 
 /// Why a build without CUDA uses no device.

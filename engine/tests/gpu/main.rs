@@ -2,6 +2,7 @@
 //! device.
 
 #[path = "../it/support/mod.rs"]
+#[allow(dead_code, reason = "each test binary uses a part of it")]
 mod support;
 
 mod decoder;

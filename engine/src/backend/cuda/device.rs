@@ -10,6 +10,7 @@ use cudarc::driver::{
 
 use super::error::Call as _;
 use crate::{
+    config::BackendChoice,
     device::{Code, ComputeCapability, DeviceId, DeviceInfo, Devices, Driver, Host, choose},
     error::EngineError,
 };
@@ -59,6 +60,19 @@ impl Device {
     /// Bytes that nobody uses now.
     pub fn free_memory(&self) -> Result<u64, EngineError> {
         Ok(self.context.mem_get_info().call("cuMemGetInfo")?.0 as u64)
+    }
+}
+
+/// The device that was asked for, or that there is; nothing where the CPU is to be used.
+pub fn chosen(choice: &BackendChoice) -> Result<Option<Device>, EngineError> {
+    match choice {
+        BackendChoice::Cuda { device, require_sm52 } => {
+            Device::open(device.as_ref(), *require_sm52).map(Some)
+        }
+        BackendChoice::Auto => Ok(Device::open(None, false)
+            .inspect_err(|reason| tracing::debug!(%reason, "no CUDA device, so the CPU"))
+            .ok()),
+        BackendChoice::Cpu | BackendChoice::Reference => Ok(None),
     }
 }
 
