@@ -21,8 +21,8 @@ FEATURES = --features cuda
 CUDA ?= $(shell scripts/has-cuda-driver.sh && echo 1 || echo 0)
 RUN_FEATURES = $(if $(filter 1,$(CUDA)),$(FEATURES))
 
-.PHONY: help run test test-rust test-clients debug-binary test-full test-ui lint audit openapi bench \
-	bench-peer cuda-toolchain cuda-if-wanted sass-report
+.PHONY: help run test test-rust test-clients debug-binary test-full test-ui test-gpu lint audit openapi header \
+	bench bench-peer cuda-toolchain cuda-if-wanted sass-report
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 14
@@ -67,6 +67,9 @@ openapi: ## Regenerate openapi/openapi.json from the handlers
 	mkdir -p openapi
 	cargo run --quiet -p m40llm -- openapi > openapi/openapi.json.new
 	mv openapi/openapi.json.new openapi/openapi.json
+
+header: ## Regenerate engine/include/m40llm.h from engine/src/ffi
+	cargo run --quiet -p m40llm-engine --example c_header
 
 bench: cuda-if-wanted ## Prompt and decode speed on this machine (MODEL=, ARGS=)
 	@model=$(call fetched,$(MODEL)); \

@@ -1,5 +1,7 @@
 //! What can go wrong, in the caller's words.
 
+use std::any::Any;
+
 use crate::{gguf::GgufError, text::TextError};
 
 /// A failure to load or to run a model.
@@ -50,4 +52,10 @@ pub enum SubmitError {
     /// The worker has ended.
     #[error("the engine has stopped: {0}")]
     Stopped(String),
+}
+
+/// What a caught panic said.
+pub(crate) fn panic_words(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unknown cause")
 }

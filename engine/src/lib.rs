@@ -14,6 +14,7 @@
 //! | [`device`] | CUDA devices as data: chosen and judged without a driver |
 //! | [`sampling`] | logits and parameters to a token |
 //! | [`handle`], `worker` | the public handle and the thread behind it |
+//! | [`ffi`] | the same for C: `m40llm_*`, `include/m40llm.h` |
 //!
 //! Knows nothing of HTTP or of anybody's JSON.
 
@@ -21,6 +22,7 @@ pub mod backend;
 pub mod config;
 pub mod device;
 pub mod error;
+pub mod ffi;
 pub mod gguf;
 pub mod handle;
 pub mod info;

@@ -10,7 +10,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::TryRecvError}
 
 use crate::{
     backend::{Backend, Need, Row},
-    error::EngineError,
+    error::{EngineError, panic_words},
     handle::{Place, Stats, lock},
     model::Decoder,
     request::{Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage},
@@ -57,12 +57,7 @@ pub(crate) fn run<B: Backend>(
         stats: Stats { kv_blocks_total: kv_blocks, ..Stats::default() },
     };
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| worker.serve())) {
-        let words = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("unknown cause");
-        let words = format!("the model's worker failed: {words}");
+        let words = format!("the model's worker failed: {}", panic_words(&*panic));
         *lock(&shared.failure) = Some(words.clone());
         worker.inbox.close();
         worker.fail_all(&EngineError::Backend(words));

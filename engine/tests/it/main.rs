@@ -4,6 +4,7 @@
 #[path = "../../../build.rs"]
 #[allow(dead_code, reason = "for its tests; cargo runs its main")]
 mod build_script;
+mod c_api;
 mod cpu_backend;
 mod detokenizer;
 mod engine;
