@@ -4,10 +4,18 @@
 //
 // With p.norm the input is RMSNorm(x) * norm: y = W (x * norm) / rms(x), the mean of squares taken while x is read.
 //
-// A block is S x R warps: S slices of 1024 columns, R row tiles at a time (block (32, S * R)), or fewer warps than slices
-// (R = 1), each of which then takes several slices in turn. A warp keeps its slice of x in registers, one group of columns
-// a lane, and walks over the row tiles of the block, the next tile's loads under way while it works on one. Its four sums
-// are reduced by shuffles and meet those of the other slices in shared memory. Row tiles are dealt out evenly to blocks.
+// A warp takes a slice of 1024 columns of a row tile: it keeps that slice of x in registers, one group of columns a lane, and
+// walks over row tiles, the next tile's loads under way while it works on one. Its four sums are reduced by shuffles and
+// meet those of the other slices in shared memory, where the block finishes its rows after its walk.
+//
+// Launch: slices = ceil(columns / 1024); units = row tiles (ceil(rows / 4)) of all matrices, with GATED of one.
+//   block (32, Y, Z), at most 16 warps: Y warps side by side take the slices, in several passes if Y < slices; Z row tiles at a
+//       time. Y = ceil(slices / passes), passes = ceil(slices / 8); Z = max(1, 4 / Y), with GATED an even Z is best (gate
+//       and up at once): max(2, 4 / Y) while Y <= 8.
+//   grid: any is right; min(SMs * floor(16 / (Y * Z)), ceil(units / A)), which fills the card once at 128 registers.
+//   dynamic shared memory: ceil(units / (grid * A)) * A * slices * 16 bytes, with GATED twice that, where A = Z, but Z / 2 with
+//       GATED and an even Z. It must stay below 47 KB: a larger grid makes it smaller.
+// No workspace. Reads x and norm within their columns, weights within their tiles.
 #include "quant.cuh"
 
 constexpr int MAX_WARPS = 16;
