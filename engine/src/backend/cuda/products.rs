@@ -69,16 +69,8 @@ impl Family {
 
     /// The launch for matrices of so many rows.
     fn dims(self, sms: usize, rows: &[usize], columns: usize, mode: Mode) -> Dims {
-        let tiles: usize = rows.iter().map(|rows| rows.div_ceil(4)).sum();
-        let units = if mode == Mode::Gated { tiles / 2 } else { tiles };
-        let slices = columns.div_ceil(1024);
         match self {
-            Self::One => {
-                let warps = if slices >= 8 { slices.min(14) } else { slices * (8 / slices) };
-                let grid = units.min(sms * 2);
-                let shared = units.div_ceil(grid) * slices * if mode == Mode::Gated { 32 } else { 16 };
-                Dims { grid: [grid as u32, 1, 1], block: [32, warps as u32], shared: shared as u32 }
-            }
+            Self::One => one(sms, rows, columns, mode == Mode::Gated),
             Self::Small(_) => Dims::new(sms * 2, 256),
             Self::Skinny(..=16) => Dims::new(sms * 3, 128),
             Self::Skinny(_) => Dims::new(sms, 256),
@@ -98,6 +90,27 @@ impl Family {
         }
     }
 }
+
+/// The launch of `gemv.cu`. Warps of a block lie along the slices of the columns (y) and along row tiles (z); units are the
+/// row tiles of all matrices, or of one where a gate and its up go together. More blocks than run at once would cost the
+/// last ones a turn of their own.
+fn one(sms: usize, rows: &[usize], columns: usize, gated: bool) -> Dims {
+    let slices = columns.div_ceil(1024);
+    let y = slices.div_ceil(slices.div_ceil(8));
+    let z = (4 / y).max(if gated { 2 } else { 1 });
+    let abreast = if gated && z % 2 == 0 { z / 2 } else { z };
+    let tiles = rows.iter().take(if gated { 1 } else { rows.len() }).map(|rows| rows.div_ceil(4));
+    let units: usize = tiles.sum();
+    // Partial sums of a block must fit its shared memory.
+    let sum_bytes = slices * 16 * if gated { 2 } else { 1 };
+    let most = (SHARED / sum_bytes / abreast).max(1) * abreast;
+    let grid = (sms * (16 / (y * z))).min(units.div_ceil(abreast)).max(units.div_ceil(most));
+    let shared = units.div_ceil(grid * abreast) * abreast * sum_bytes;
+    Dims { grid: [grid as u32, 1, 1], block: [32, y as u32, z as u32], shared: shared as u32 }
+}
+
+/// Bytes of shared memory that a block of `gemv.cu` may take for partial sums, beside what it has of its own.
+const SHARED: usize = 47 << 10;
 
 /// Bytes of workspace that products take: two tiles of 128 by 128 sums for each block of `gemm.cu`, which is the most.
 pub(super) fn partial_bytes(sms: usize) -> usize {
