@@ -179,6 +179,7 @@ struct Decode {
             x.z = exp2_fast(x.z - most), x.w = exp2_fast(x.w - most);
             *row = x;
             const float sum = warp_sum((x.x + x.y) + (x.z + x.w));
+            __syncwarp();  // all lanes have read the largest so far
             if (lane == 0) {
                 shared.factor[h] = factor;
                 shared.total[h] = shared.total[h] * factor + sum;
