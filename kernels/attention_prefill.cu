@@ -45,12 +45,13 @@ struct Prefill {
     static constexpr int SPAN = HEAD_DIM / 16;
     static constexpr int WIDTH = SPAN % 4 == 0 ? 4 : SPAN % 2 == 0 ? 2 : 1;
 
+    struct Slice {
+        float queries[SLICE_DIMS][ROWS];
+        float keys[SLICE_DIMS][KEYS];
+    };
     struct Shared {
         union {
-            struct Slice {
-                float queries[SLICE_DIMS][ROWS];
-                float keys[SLICE_DIMS][KEYS];
-            } slices[2];
+            Slice slices[2];
             float weights[KEYS][ROWS];  // probabilities; eights of rows swapped as `eight` says
         };
         float values[2][VALUES][HEAD_DIM];
@@ -80,7 +81,7 @@ struct Prefill {
         }
     }
 
-    static __device__ __forceinline__ void put(const Ahead& ahead, typename Shared::Slice& to) {
+    static __device__ __forceinline__ void put(const Ahead& ahead, Slice& to) {
         const int row = threadIdx.x % ROWS, first = threadIdx.x / ROWS * (SLICE_DIMS / 2);
 #pragma unroll
         for (int i = 0; i < QUARTS; i++) {
@@ -134,7 +135,7 @@ struct Prefill {
 
     // scores[i][j] += queries i · keys j, over the slice
     static __device__ __forceinline__ void score(
-        const typename Shared::Slice& slice, int rows, int column, float (&scores)[8][4]) {
+        const Slice& slice, int rows, int column, float (&scores)[8][4]) {
 #pragma unroll 8
         for (int d = 0; d < SLICE_DIMS; d++) {
             const float4 a = *reinterpret_cast<const float4*>(&slice.queries[d][rows * 8]);
