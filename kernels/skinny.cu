@@ -4,7 +4,7 @@
 //       modes STORE (+ bias), ADD, SILU_MUL, GATED (matrices 0 and 1, of equal rows); up to 3 matrices.
 //
 // No dynamic shared memory. Any grid is right; the number of blocks that are resident is fast:
-//   n16: 128 threads, 3 blocks an SM, stripes of 64 rows (GATED: 32);
+//   n16: 128 threads, 2 blocks an SM, stripes of 64 rows (GATED: 32);
 //   n32: 256 threads, 1 block an SM, stripes of 64 rows (GATED: 32); warps in pairs of 16 tokens each.
 // partial: 2 * grid * (N * 64 + N) floats. counters: one for each stripe, zero: the sum over the matrices (GATED: of the
 // first) of ceil(rows / rows of a stripe). x: 16-byte aligned, columns a multiple of 32.
@@ -16,7 +16,7 @@
         __shared__ typename Body::Shared shared;                                                                      \
         Body(p, shared).run();                                                                                        \
     }
-#define SKINNY_TYPE(NAME, TYPE) SKINNY(NAME, TYPE, 16, 1, 4, 3) SKINNY(NAME, TYPE, 32, 2, 8, 1)
+#define SKINNY_TYPE(NAME, TYPE) SKINNY(NAME, TYPE, 16, 1, 4, 2) SKINNY(NAME, TYPE, 32, 2, 8, 1)
 
 SKINNY_TYPE(f16, F16)
 SKINNY_TYPE(q8_0, Q8_0)

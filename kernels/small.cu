@@ -3,18 +3,19 @@
 //   small_<type>_b<B>(const Product p), B = 2, 4, 8: up to B tokens; types f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q4_k q5_k q6_k
 //       modes STORE (+ bias), ADD, GATED (matrices 0 and 1, of equal rows); up to 3 matrices.
 //
-// Launch: 256 threads, no dynamic shared memory. Any grid is right; 2 blocks an SM are resident, so 2 * SMs is fast.
+// Launch: 256 threads, no dynamic shared memory. Any grid is right; SMs is fast, as one block of b4 or b8 is resident and two
+// of b2 are (2 * SMs). At two blocks, and so 128 registers, ptxas spills sums and gives up assigning registers to banks.
 // partial: 2 * grid * (B * 128 + B) floats. counters: one for each stripe, zero: with R = 128 rows (GATED: 64),
 // the sum over the matrices (GATED: of the first) of ceil(rows / R). x, norm: 16-byte aligned, columns a multiple of 32.
 #include "stripes.cuh"
 
-#define SMALL(NAME, TYPE, TOKENS)                                                                         \
-    extern "C" __global__ void __launch_bounds__(256, 2) small_##NAME##_b##TOKENS(const Product p) { \
+#define SMALL(NAME, TYPE, TOKENS, BLOCKS)                                                                         \
+    extern "C" __global__ void __launch_bounds__(256, BLOCKS) small_##NAME##_b##TOKENS(const Product p) { \
         typedef Stripes<TYPE, 8, TOKENS, 1, true> Body;                                                   \
         __shared__ typename Body::Shared shared;                                                          \
         Body(p, shared).run();                                                                            \
     }
-#define SMALL_TYPE(NAME, TYPE) SMALL(NAME, TYPE, 2) SMALL(NAME, TYPE, 4) SMALL(NAME, TYPE, 8)
+#define SMALL_TYPE(NAME, TYPE) SMALL(NAME, TYPE, 2, 1) SMALL(NAME, TYPE, 4, 1) SMALL(NAME, TYPE, 8, 1)
 
 SMALL_TYPE(f16, F16)
 SMALL_TYPE(q8_0, Q8_0)
