@@ -15,7 +15,7 @@
         __shared__ typename Body::Shared shared;                                                          \
         Body(p, shared).run();                                                                            \
     }
-#define SMALL_TYPE(NAME, TYPE) SMALL(NAME, TYPE, 2, 1) SMALL(NAME, TYPE, 4, 1) SMALL(NAME, TYPE, 8, 1)
+#define SMALL_TYPE(NAME, TYPE) SMALL(NAME, TYPE, 2, 2) SMALL(NAME, TYPE, 4, 1) SMALL(NAME, TYPE, 8, 1)
 
 SMALL_TYPE(f16, F16)
 SMALL_TYPE(q8_0, Q8_0)
