@@ -151,12 +151,13 @@ struct Stripes {
     static constexpr int OWN = TOKENS / SPLIT;  // tokens of a thread
     static constexpr int ROWS = WARPS / SPLIT * ROW_LANES * TILE_ROWS;
     static constexpr int STAGED = (TOKENS + WARPS - 1) / WARPS;  // float4 that a thread stages of half a chunk
-    // Registers are short beside 16 tokens: then weights wait in one buffer, and the loop's body is half a chunk.
-    static constexpr bool TIGHT = OWN > 8;
+    // Registers are short beside 8 tokens and more: then weights wait in one buffer, and the loop's body is half a chunk.
+    static constexpr bool TIGHT = OWN >= 8;
     static constexpr bool ROLLED = TIGHT && Weights<TYPE>::HALVES_ALIKE;
     static constexpr int PARTS = Weights<TYPE>::PARTS;
     static constexpr int BUFFERS = TIGHT || PARTS == 1 ? 1 : 2;
-    static constexpr bool AHEAD = PARTS == 1 && OWN <= 4;  // a whole group is loaded while another is worked on
+    // A whole group is loaded while another is worked on, where that does not spill.
+    static constexpr bool AHEAD = PARTS == 1 && OWN <= 4 && !(TYPE == Q4_K && OWN <= 2);
     static constexpr int SLOT = TOKENS * ROWS + TOKENS;  // floats of a partial result: sums, sums of squares
 
     union Shared {

@@ -71,9 +71,10 @@ impl Family {
     fn dims(self, sms: usize, rows: &[usize], columns: usize, mode: Mode) -> Dims {
         match self {
             Self::One => one(sms, rows, columns, mode == Mode::Gated),
-            Self::Small(_) | Self::Tiled => Dims::new(sms * 2, 256),
-            Self::Skinny(..=16) | Self::Tiled64 => Dims::new(sms * 3, 128),
-            Self::Skinny(_) => Dims::new(sms, 256),
+            Self::Small(..=2) | Self::Tiled => Dims::new(sms * 2, 256),
+            Self::Small(_) | Self::Skinny(17..) => Dims::new(sms, 256),
+            Self::Skinny(_) => Dims::new(sms * 2, 128),
+            Self::Tiled64 => Dims::new(sms * 3, 128),
         }
     }
 
