@@ -50,12 +50,17 @@ test-full: test-rust debug-binary ## As test, with larger counts and both models
 test-ui: debug-binary ## Swagger UI at /docs in headless Chromium, which this installs; pictures in target/ui
 	tests/ui/run.sh $(DEBUG_BINARY) "$(call fetched,smollm2)" $(CARGO_TARGET_DIR)/ui
 
+test-gpu: cuda-toolchain ## Kernels, whole models and serving on a CUDA device, against the CPU; fails without a device
+	scripts/fetch-model.sh smollm2
+	cargo test -p m40llm-engine --features gpu-tests --lib -- --test-threads=1 gpu_tests
+	cargo test -p m40llm-engine --features gpu-tests --test gpu -- --test-threads=1
+
 debug-binary: cuda-toolchain
 	cargo test --quiet --workspace $(FEATURES) --no-run
 
 lint: cuda-toolchain ## Format and clippy, warnings are errors
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets $(FEATURES) -- -D warnings
+	cargo clippy --workspace --all-targets $(FEATURES),gpu-tests -- -D warnings
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy -p m40llm --all-targets --no-default-features -- -D warnings
 

@@ -16,7 +16,7 @@ use m40llm_engine::{BackendChoice, DeviceId, EngineConfig, KvType, text::PromptF
 pub(crate) use values::{Addr, addr, prompt_format};
 use values::{
     Backend, Origins, backend, boolean, cors_origins, ctx_size, device, kv_type, max_batch, max_queue,
-    model_alias, threads,
+    model_alias, threads, trace_file,
 };
 
 /// The command line or the configuration is wrong: exit code 2. One line.
@@ -46,6 +46,13 @@ pub(crate) struct ModelArgs {
     /// How keys and values are stored [default: f16]
     #[arg(long, value_name = "f16|f32|q8", value_parser = kv_type)]
     kv_type: Option<KvType>,
+    /// Run small steps on a CUDA device as captured graphs [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          value_parser = boolean)]
+    cuda_graphs: Option<bool>,
+    /// Time every kernel on a CUDA device: at the end a table on stderr, and a Chrome trace in this file
+    #[arg(long, value_name = "FILE.json", value_parser = trace_file)]
+    trace_kernels: Option<PathBuf>,
     /// Read further settings from this TOML file; its keys are the flag names
     #[arg(long, value_name = "FILE.toml")]
     config: Option<PathBuf>,
@@ -89,6 +96,8 @@ pub(crate) struct ModelConfig {
     pub engine: EngineConfig,
     /// The settings that ask for a CUDA device, as flags; empty where any backend will do.
     pub asked_device: String,
+    /// Where a trace of kernels goes.
+    pub trace_file: Option<PathBuf>,
 }
 
 /// What `run` works with.
@@ -144,9 +153,13 @@ impl ModelArgs {
             ctx_size: layers.pick(self.ctx_size, "ctx-size", ctx_size)?,
             threads: layers.pick(self.threads, "threads", threads)?,
             kv_type: layers.pick(self.kv_type, "kv-type", kv_type)?.unwrap_or(defaults.kv_type),
+            cuda_graphs: layers
+                .pick(self.cuda_graphs, "cuda-graphs", boolean)?
+                .unwrap_or(defaults.cuda_graphs),
             ..defaults
         };
-        Ok(ModelConfig { engine, asked_device })
+        let trace_file = layers.pick(self.trace_kernels, "trace-kernels", trace_file)?;
+        Ok(ModelConfig { engine, asked_device, trace_file })
     }
 }
 
@@ -210,6 +223,8 @@ const KEYS: &[Key] = &[
     Key("max-queue", Kind::Number, |s| max_queue(s).map(drop)),
     Key("threads", Kind::Number, |s| threads(s).map(drop)),
     Key("kv-type", Kind::Text, |s| kv_type(s).map(drop)),
+    Key("cuda-graphs", Kind::Truth, |s| boolean(s).map(drop)),
+    Key("trace-kernels", Kind::Text, |s| trace_file(s).map(drop)),
     Key("prompt-format", Kind::Text, |s| prompt_format(s).map(drop)),
     Key("cors-origins", Kind::Text, |s| cors_origins(s).map(drop)),
     Key("no-auth", Kind::Truth, |s| boolean(s).map(drop)),

@@ -18,7 +18,7 @@ use m40llm_engine::{
 };
 use serde::Serialize;
 
-use super::{load, print};
+use super::{Tracing, load, print};
 use crate::config::{ConfigError, ModelArgs, ModelConfig as ModelSettings};
 
 /// Bytes that one copy moves each way: far more than a cache holds.
@@ -120,6 +120,7 @@ pub(crate) fn execute(mut args: Args) -> anyhow::Result<()> {
     }
     config.engine.max_batch = widest;
     config.engine.max_queue = config.engine.max_queue.max(widest);
+    let _tracing = Tracing::start(&mut config);
     // Before the model takes the memory that the copy wants.
     let copy_gb_per_s = match backend::copy_speed(&config.engine.backend)? {
         Some(speed) => speed,

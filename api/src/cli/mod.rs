@@ -11,6 +11,7 @@ mod openapi;
 mod prompt;
 #[cfg(feature = "server")]
 mod run;
+mod trace;
 
 use std::{
     future::Future,
@@ -27,6 +28,7 @@ use anyhow::anyhow;
 use indicatif::{ProgressBar, ProgressStyle};
 use m40llm_engine::{Engine, EngineError};
 
+use self::trace::Tracing;
 use crate::config::ModelConfig;
 
 /// Runs GGUF language models in process: an OpenAI-compatible server, and tools around it.

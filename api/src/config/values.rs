@@ -3,6 +3,7 @@
 use std::{
     fmt,
     net::{SocketAddr, ToSocketAddrs},
+    path::PathBuf,
 };
 
 use m40llm_engine::{DeviceId, KvType, text::PromptFormat};
@@ -140,6 +141,11 @@ pub(crate) fn ctx_size(s: &str) -> Result<usize, String> {
 /// `--threads`.
 pub(crate) fn threads(s: &str) -> Result<usize, String> {
     number(s, 1, 1024)
+}
+
+/// `--trace-kernels`.
+pub(crate) fn trace_file(s: &str) -> Result<PathBuf, String> {
+    if s.is_empty() { Err("the path of a file is allowed".into()) } else { Ok(PathBuf::from(s)) }
 }
 
 /// `--max-batch`.
