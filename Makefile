@@ -21,8 +21,8 @@ FEATURES = --features cuda
 CUDA ?= $(shell scripts/has-cuda-driver.sh && echo 1 || echo 0)
 RUN_FEATURES = $(if $(filter 1,$(CUDA)),$(FEATURES))
 
-.PHONY: help run test test-rust test-clients debug-binary test-full test-ui lint audit openapi header \
-	bench bench-peer cuda-toolchain cuda-if-wanted
+.PHONY: help run test test-rust test-clients debug-binary test-full test-ui test-gpu lint audit openapi header \
+	bench bench-peer cuda-toolchain cuda-if-wanted sass-report
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 14
@@ -31,7 +31,7 @@ run: cuda-if-wanted ## Fetch the demo model, build, serve on 127.0.0.1:58439 (MO
 	@model=$(call fetched,$(MODEL)); \
 	exec cargo run --quiet --release -p m40llm $(RUN_FEATURES) -- run "$$model" $(ARGS)
 
-test: test-rust test-clients ## Everything that must hold: Rust, then the official SDKs against a live server
+test: test-rust sass-report test-clients ## Everything that must hold: Rust, the kernels' budgets, the official SDKs against a live server
 
 test-rust: cuda-toolchain
 	scripts/fetch-model.sh smollm2
@@ -81,6 +81,11 @@ bench-peer: ## The same figures beside llama.cpp's
 
 cuda-toolchain: ## Install the compiler of the CUDA kernels into .cuda/ (nothing else of the system is touched)
 	@scripts/cuda-toolchain.sh compiler
+
+sass-report: cuda-toolchain ## Hold the kernels' sm_52 machine code against kernels/budgets.toml (ARGS=--all, --model)
+	@scripts/cuda-toolchain.sh disassembler
+	python3 scripts/sass/test_report.py
+	python3 scripts/sass_report.py $(filter --all --model,$(ARGS))
 
 cuda-if-wanted:
 	@$(if $(filter 1,$(CUDA)),scripts/cuda-toolchain.sh compiler)

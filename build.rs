@@ -58,6 +58,10 @@ mod cuda {
         let sources = files(&kernels, "cu")?;
         let cache = out.ancestors().nth(4).unwrap_or(&out).join("kernel-cache");
         fs::create_dir_all(&cache).map_err(|e| format!("cannot make {}: {e}", cache.display()))?;
+        // What a kernel file that is gone has left behind would be taken for one that is there.
+        for old in files(&out, "cubin")?.into_iter().chain(files(&out, "ptx")?) {
+            fs::remove_file(&old).map_err(|e| format!("cannot remove {}: {e}", old.display()))?;
+        }
         compile_all(&sources, &toolchain, &cache, &out)?;
 
         let mut list = String::from("[\n");
@@ -83,15 +87,12 @@ mod cuda {
     fn compile_all(sources: &[PathBuf], toolchain: &Toolchain, cache: &Path, out: &Path) -> Result<()> {
         let next = AtomicUsize::new(0);
         let results = Mutex::new(vec![Ok(()); sources.len()]);
-        let worker = || {
-            while let Some((i, source)) = {
-                let i = next.fetch_add(1, Ordering::Relaxed);
-                sources.get(i).map(|source| (i, source))
-            } {
-                let result = compile(source, toolchain, cache, out);
-                if let Ok(mut results) = results.lock() {
-                    results[i] = result;
-                }
+        let worker = || loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            let Some(source) = sources.get(i) else { return };
+            let result = compile(source, toolchain, cache, out);
+            if let Ok(mut results) = results.lock() {
+                results[i] = result;
             }
         };
         thread::scope(|scope| {
@@ -120,19 +121,21 @@ mod cuda {
         copy(&cubin, &out.join(format!("{name}.cubin")))
     }
 
-    /// Removes what the cache holds of earlier versions of a kernel file. Only for tidiness: a failure changes nothing.
+    /// Removes what the cache holds of a kernel file's earlier versions, once they are a day old: another build may be
+    /// reading them. Only for tidiness, so a failure changes nothing.
     fn drop_older(cache: &Path, name: &str) {
         for entry in fs::read_dir(cache).into_iter().flatten().flatten() {
             let path = entry.path();
             let hash = stem(&path).strip_prefix(name).and_then(|rest| rest.strip_prefix('-')).map(str::len);
-            if hash == Some(16) {
+            let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|time| time.elapsed().ok());
+            if hash == Some(16) && age.is_some_and(|age| age.as_secs() > 24 * 3600) {
                 let _ = fs::remove_file(path);
             }
         }
     }
 
     /// A hash of the source, the headers it includes, the flags and the compiler.
-    pub(super) fn key(source: &Path, toolchain: &Toolchain) -> Result<u64> {
+    fn key(source: &Path, toolchain: &Toolchain) -> Result<u64> {
         let mut hasher = DefaultHasher::new();
         (FLAGS, PTXAS_FLAGS, &toolchain.version, matches!(toolchain.front, Front::Nvcc(_))).hash(&mut hasher);
         let mut open = vec![source.to_owned()];
@@ -162,9 +165,9 @@ mod cuda {
     }
 
     #[derive(Debug)]
-    pub(super) struct Toolchain {
+    struct Toolchain {
         front: Front,
-        pub(super) ptxas: PathBuf,
+        ptxas: PathBuf,
         include: PathBuf,
         /// As ptxas prints it.
         version: String,
@@ -172,11 +175,12 @@ mod cuda {
 
     impl Toolchain {
         /// `M40LLM_CUDA_HOME` if set, else the first that will do of `.cuda`, `CUDA_HOME` and `/usr/local/cuda`.
-        pub(super) fn find(root: &Path, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Self> {
+        fn find(root: &Path, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Self> {
             let set = |name: &str| env(name).filter(|v| !v.is_empty()).map(PathBuf::from);
             if let Some(home) = set("M40LLM_CUDA_HOME") {
-                return Self::at(&home)
-                    .map_err(|e| format!("M40LLM_CUDA_HOME has no usable CUDA compiler: {e}; {REMEDY}"));
+                return Self::at(&home).map_err(|e| {
+                    format!("M40LLM_CUDA_HOME has no usable CUDA compiler: {e}; unset it, then {REMEDY}")
+                });
             }
             let places = [Some(root.join(".cuda")), set("CUDA_HOME"), Some("/usr/local/cuda".into())];
             let mut reasons = Vec::new();
@@ -397,5 +401,102 @@ mod cuda {
 
     fn rename(from: &Path, to: &Path) -> Result<()> {
         fs::rename(from, to).map_err(|e| format!("cannot rename {} to {}: {e}", from.display(), to.display()))
+    }
+
+    /// Run by the engine's integration tests, which include this file.
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        /// An executable that is a shell script, written by another process: one that this process had open for writing
+        /// could not be run while any of its children still holds it.
+        fn program(path: &Path, script: &str) {
+            fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
+            let write = format!("printf '#!/bin/sh\n%s\n' \"$1\" > '{0}' && chmod +x '{0}'", path.display());
+            let done = Command::new("sh").args(["-c", &write, "sh", script]).status().expect("sh runs");
+            assert!(done.success());
+        }
+
+        const PTXAS: &str =
+            "if [ \"$1\" = --version ]; then echo 'Cuda compilation tools, release 12.9, V12.9.86'; exit; fi";
+
+        /// A toolkit with nvcc, and headers where conda has them.
+        fn toolkit(home: &Path, ptxas: &str) {
+            program(&home.join("bin/ptxas"), ptxas);
+            program(
+                &home.join("bin/nvcc"),
+                "while [ \"$1\" != -o ]; do echo \"$1\"; shift; done > ptx; mv ptx \"$2\"",
+            );
+            let include = home.join("targets/x86_64-linux/include");
+            fs::create_dir_all(&include).expect("a directory");
+            fs::write(include.join("cuda_fp16.h"), "").expect("a header");
+        }
+
+        fn find(root: &Path, home: &Path) -> Result<Toolchain> {
+            Toolchain::find(root, &|name| (name == "M40LLM_CUDA_HOME").then(|| home.into()))
+        }
+
+        #[test]
+        fn what_is_missing_is_named_with_the_remedy() {
+            let dir = tempfile::tempdir().expect("a directory");
+            let error = find(dir.path(), &dir.path().join("home")).expect_err("nothing there");
+            assert!(error.contains("no ptxas") && error.contains("make cuda-toolchain"), "{error}");
+            toolkit(&dir.path().join("home"), PTXAS);
+            fs::remove_file(dir.path().join("home/bin/nvcc")).expect("it was there");
+            let error = find(dir.path(), &dir.path().join("home")).expect_err("half of it");
+            assert!(error.contains("neither libnvrtc.so.12 nor nvcc"), "{error}");
+        }
+
+        #[test]
+        fn cuda_13_is_refused_as_it_cannot_compile_for_the_card() {
+            let dir = tempfile::tempdir().expect("a directory");
+            toolkit(dir.path(), "echo 'Cuda compilation tools, release 13.0, V13.0.48'");
+            let error = find(dir.path(), dir.path()).expect_err("13");
+            assert!(error.contains("CUDA 13.0") && error.contains("sm_52"), "{error}");
+        }
+
+        #[test]
+        fn the_named_toolkit_wins_and_without_one_the_projects_own_does() {
+            let dir = tempfile::tempdir().expect("a directory");
+            let [own, named] = [".cuda", "named"].map(|name| dir.path().join(name));
+            toolkit(&own, PTXAS);
+            toolkit(&named, PTXAS);
+            assert_eq!(find(dir.path(), &named).expect("named").ptxas, named.join("bin/ptxas"));
+            assert_eq!(find(dir.path(), Path::new("")).expect("own").ptxas, own.join("bin/ptxas"));
+        }
+
+        #[test]
+        fn nvcc_gets_the_flags_and_a_compilers_message_becomes_the_error() {
+            let dir = tempfile::tempdir().expect("a directory");
+            toolkit(dir.path(), &format!("{PTXAS}\necho 'ptxas fatal: no' >&2; exit 1"));
+            let toolchain = find(dir.path(), dir.path()).expect("a toolkit");
+            let (source, ptx) = (dir.path().join("a.cu"), dir.path().join("a.ptx"));
+            toolchain.to_ptx(&source, &ptx).expect("nvcc runs");
+            let told = fs::read_to_string(&ptx).expect("arguments");
+            let include = format!("-I{}/", dir.path().join("targets/x86_64-linux/include").display());
+            for flag in ["-ptx", "--gpu-architecture=compute_52", "--std=c++17", &include] {
+                assert!(told.lines().any(|line| line == flag), "{told} lacks {flag}");
+            }
+            let error = toolchain.to_cubin(&ptx, &dir.path().join("a.cubin")).expect_err("it fails");
+            assert!(error.contains("ptxas fatal: no") && error.contains("a.ptx"), "{error}");
+        }
+
+        #[test]
+        fn a_result_is_kept_until_something_that_went_in_changes() {
+            let dir = tempfile::tempdir().expect("a directory");
+            toolkit(dir.path(), PTXAS);
+            let toolchain = find(dir.path(), dir.path()).expect("a toolkit");
+            let put = |name: &str, text: &str| fs::write(dir.path().join(name), text).expect("a file");
+            let key = || key(&dir.path().join("a.cu"), &toolchain).expect("a key");
+            put("a.cu", "#include \"a.cuh\"\n#include <cuda_fp16.h>\n");
+            put("a.cuh", "# include \"b.cuh\" // and so on\n");
+            put("b.cuh", "#include \"a.cuh\"\n");
+            put("c.cuh", "");
+            let first = key();
+            put("c.cuh", "int c;");
+            assert_eq!(key(), first, "a header that is not included");
+            put("b.cuh", "int b;");
+            assert_ne!(key(), first, "a header of a header");
+        }
     }
 }

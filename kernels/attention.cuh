@@ -51,11 +51,12 @@ struct Attention {
     int pairs;             // half the rotated width; 2 * pairs <= head_dim
     int split_half;        // RoPE pairs (i, i + pairs) instead of (2i, 2i + 1)
     int fused;             // decode: q, k, v are raw; turn q and k, store k and v
-    int out_permuted;      // decode: order of out
+    int out_permuted;      // order of out
     int least;             // fewest tokens worth a block of their own, a multiple of 32
     float epsilon;         // of the QK norm
     float scale;           // of scores: 1 / sqrt(head_dim)
 };
+static_assert(sizeof(Sequence) == 16 && sizeof(Tile) == 8 && sizeof(Attention) == 176, "the launcher mirrors these");
 
 // How keys and values are stored.
 enum Kv { KV_F16, KV_Q8, KV_F32 };

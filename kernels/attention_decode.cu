@@ -12,8 +12,8 @@
 //     else q is turned already, and rope_append has stored k and v.
 //   writes: out, the rows of these sequences.
 //
-// A block takes every splits-th part of a sequence and one KV head, and reads keys and values once for all query heads
-// of the group. It goes through its part in chunks of 128 tokens: scores into shared memory, softmax, values; so every
+// A block takes one of a sequence's consecutive parts and one KV head, and reads keys and values once for all query heads
+// of its tile. It goes through its part in chunks of 128 tokens: scores into shared memory, softmax, values; so every
 // phase streams. The last block of a sequence and KV head to finish merges the parts, in their order.
 #include "attention.cuh"
 
@@ -44,13 +44,13 @@ struct Decode {
 
     struct Shared {
         float numbers[SHARED];  // queries [HEADS][HEAD_DIM] and scores [HEADS][STRIDE]; at last sums [4][RUNS][HEAD_DIM]
-        u64 table[TABLE];  // where the KV head's keys of each block are in the cache, in bytes
-        float factor[HEADS];   // by which older sums shrink
-        float total[HEADS];    // Σ exp2(score - largest); here, with the largest, to spare registers
+        u64 table[TABLE];       // where the KV head's keys of each block are in the cache, in bytes
+        float factor[HEADS];    // by which older sums shrink
+        float total[HEADS];     // Σ exp2(score - largest); here, with the largest, to spare registers
         float largest[HEADS];
-        // What the end needs of the beginning.
+        // What is needed again later.
         Sequence sequence;
-        int head, heads, splits;
+        int kv_head, head, heads, splits;
         u32 last;
     };
 
@@ -179,6 +179,7 @@ struct Decode {
             x.z = exp2_fast(x.z - most), x.w = exp2_fast(x.w - most);
             *row = x;
             const float sum = warp_sum((x.x + x.y) + (x.z + x.w));
+            __syncwarp();  // all lanes have read the largest so far
             if (lane == 0) {
                 shared.factor[h] = factor;
                 shared.total[h] = shared.total[h] * factor + sum;
@@ -296,6 +297,15 @@ struct Decode {
         }
     }
 
+    // Where the blocks are from token `at` on, as many as the table holds.
+    static __device__ __forceinline__ void look_up(
+        const Attention& a, const Sequence& s, int kv_head, int at, int end, Shared& shared) {
+        if (threadIdx.x < min((end - at + BLOCK_TOKENS - 1) / BLOCK_TOKENS, TABLE)) {
+            const u32 block = a.tables[s.table + at / BLOCK_TOKENS + threadIdx.x];
+            shared.table[threadIdx.x] = place_of(a, KV, HEAD_DIM, block, kv_head);
+        }
+    }
+
     static __device__ __forceinline__ void run(const Attention& a) {
         __shared__ __align__(16) Shared shared;
         const Sequence s = a.sequences[a.members ? a.members[blockIdx.z] : blockIdx.z];
@@ -303,6 +313,7 @@ struct Decode {
         const int tokens = s.context + 1;
         const int blocks = (tokens + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
         const int most = min((int)gridDim.x, MOST_SPLITS);
+        // Blocks of each part, and how many parts there are: the grid does not know the context.
         const int each = max(a.least / BLOCK_TOKENS, (blocks + most - 1) / most);
         const int splits = (blocks + each - 1) / each;
         if (blockIdx.x >= splits) return;
@@ -317,24 +328,17 @@ struct Decode {
         if (threadIdx.x < HEADS) shared.largest[threadIdx.x] = minus_infinity(), shared.total[threadIdx.x] = 0.0f;
         if (threadIdx.x == 0) {
             shared.sequence = s, shared.splits = splits;
-            shared.head = kv_head * group + first, shared.heads = heads;
+            shared.kv_head = kv_head, shared.head = kv_head * group + first, shared.heads = heads;
         }
+        look_up(a, s, kv_head, begin, end, shared);
+        __syncthreads();
+        Keys keys;
+        keys.load(a, shared.table, 0, min(CHUNK, end - begin), 0);
+        prepare(a, s, kv_head, first, heads, end == tokens, shared);
         float sums[HEADS][8] = {};
         for (int at = begin; at < end; at += CHUNK) {
             const int count = min(CHUNK, end - at);
-            const int entry = (at - begin) / BLOCK_TOKENS % TABLE;
-            const u64* table = shared.table + entry;
-            if (entry == 0) {
-                if (at > begin) __syncthreads();
-                if (threadIdx.x < min((end - at + BLOCK_TOKENS - 1) / BLOCK_TOKENS, TABLE)) {
-                    const u32 block = a.tables[s.table + at / BLOCK_TOKENS + threadIdx.x];
-                    shared.table[threadIdx.x] = place_of(a, KV, HEAD_DIM, block, kv_head);
-                }
-                __syncthreads();
-            }
-            Keys keys;
-            keys.load(a, table, 0, count, 0);
-            if (at == begin) prepare(a, s, kv_head, first, heads, end == tokens, shared);
+            const u64* table = shared.table + (at - begin) / BLOCK_TOKENS % TABLE;
             // After this the queries and the newest token are there, and the last chunk's scores are done with.
             __syncthreads();
             if (at == begin && end == tokens && a.fused) keys.load(a, table, 0, count, count - 1);
@@ -354,6 +358,14 @@ struct Decode {
                 }
             }
             add_values(a, table, count, values, sums, shared);
+            const int next = at + CHUNK;
+            if (next >= end) break;
+            if ((next - begin) / BLOCK_TOKENS % TABLE == 0) {
+                __syncthreads();
+                look_up(a, shared.sequence, shared.kv_head, next, end, shared);
+                __syncthreads();
+            }
+            keys.load(a, shared.table + (next - begin) / BLOCK_TOKENS % TABLE, 0, min(CHUNK, end - next), 0);
         }
         finish(a, sums, shared);
     }
@@ -387,16 +399,14 @@ struct Decode {
 
 }  // namespace
 
-// Blocks an SM must hold: what bounds the registers. With fewer, loads wait; with more, registers spill.
-#ifndef RESIDENT
-#define RESIDENT(KV, HEADS) ((HEADS == 4 ? 4 : 3) - (KV == KV_F32))
-#endif
+// Blocks an SM must hold, which bounds the registers: with fewer, loads wait; with more, registers spill. F32 and a head
+// that is no multiple of 32 want more of them.
+#define RESIDENT(KV, HEAD_DIM, HEADS) ((HEADS == 4 ? 4 : 3) - (KV == KV_F32 || HEAD_DIM % 32 != 0))
 
-#define DECODE(NAME, KV, HEAD_DIM, HEADS)                                                                      \
-    extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT(KV, HEADS)) \
-        attention_decode_##NAME##_##HEAD_DIM##_##HEADS( \
-        const Attention a) {                                                                 \
-        Decode<KV, HEAD_DIM, HEADS>::run(a);                                                                   \
+#define DECODE(NAME, KV, HEAD_DIM, HEADS)                                                    \
+    extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT(KV, HEAD_DIM, HEADS))     \
+        attention_decode_##NAME##_##HEAD_DIM##_##HEADS(const Attention a) {                  \
+        Decode<KV, HEAD_DIM, HEADS>::run(a);                                                 \
     }
 #define DECODE_HEADS(NAME, KV, HEAD_DIM) DECODE(NAME, KV, HEAD_DIM, 4) DECODE(NAME, KV, HEAD_DIM, 8)
 #define DECODE_WIDTHS(NAME, KV) \

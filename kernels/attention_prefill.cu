@@ -5,7 +5,7 @@
 //   a.tiles: for each sequence to be filled, ceil(length * group / 64) tiles, first = 0, 64, 128 ..., group = heads /
 //     kv_heads. Put those with the longest context + first / group first: they take longest.
 //   reads: q (turned), cache (with the step's own tokens: rope_append came before), sequences, tables, tiles, heads,
-//     kv_heads, scale; writes: out of these sequences, natural order.
+//     kv_heads, scale, out_permuted; writes: out, the rows of these sequences.
 //
 // A block has 64 rows, each a query of one head of the group, so that all heads share what is read of keys and values.
 // 64 keys at a time: scores = rows · keys in slices of the head through shared memory, like any product; softmax in
@@ -45,12 +45,13 @@ struct Prefill {
     static constexpr int SPAN = HEAD_DIM / 16;
     static constexpr int WIDTH = SPAN % 4 == 0 ? 4 : SPAN % 2 == 0 ? 2 : 1;
 
+    struct Slice {
+        float queries[SLICE_DIMS][ROWS];
+        float keys[SLICE_DIMS][KEYS];
+    };
     struct Shared {
         union {
-            struct Slice {
-                float queries[SLICE_DIMS][ROWS];
-                float keys[SLICE_DIMS][KEYS];
-            } slices[2];
+            Slice slices[2];
             float weights[KEYS][ROWS];  // probabilities; eights of rows swapped as `eight` says
         };
         float values[2][VALUES][HEAD_DIM];
@@ -74,12 +75,13 @@ struct Prefill {
         for (int i = 0; i < QUARTS; i++) ahead.query[i] = __ldg(q + i);
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
-            if (valid) ahead.key[i].load(keys, slot, slice * (SLICE_DIMS / 8) + half * EACH + i, slice * SLICE_DIMS / KV_GROUP);
+            const int eighth = slice * (SLICE_DIMS / 8) + half * EACH + i;
+            if (valid) ahead.key[i].load(keys, slot, eighth, slice * SLICE_DIMS / KV_GROUP);
             else ahead.key[i].clear();
         }
     }
 
-    static __device__ __forceinline__ void put(const Ahead& ahead, typename Shared::Slice& to) {
+    static __device__ __forceinline__ void put(const Ahead& ahead, Slice& to) {
         const int row = threadIdx.x % ROWS, first = threadIdx.x / ROWS * (SLICE_DIMS / 2);
 #pragma unroll
         for (int i = 0; i < QUARTS; i++) {
@@ -133,7 +135,7 @@ struct Prefill {
 
     // scores[i][j] += queries i · keys j, over the slice
     static __device__ __forceinline__ void score(
-        const typename Shared::Slice& slice, int rows, int column, float (&scores)[8][4]) {
+        const Slice& slice, int rows, int column, float (&scores)[8][4]) {
 #pragma unroll 8
         for (int d = 0; d < SLICE_DIMS; d++) {
             const float4 a = *reinterpret_cast<const float4*>(&slice.queries[d][rows * 8]);
@@ -277,6 +279,8 @@ struct Prefill {
             }
         }
 
+        typedef typename Vector<WIDTH>::Type V;
+        const int width = a.heads * HEAD_DIM;
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             float all = shared.totals[i][threadIdx.x];
@@ -285,10 +289,15 @@ struct Prefill {
             const float inverse = 1.0f / all;
             const int to = shared.out[rows * 8 + i];
             if (to < 0) continue;
-            float* out = a.out + to;
+            const int start = to / width * width;
 #pragma unroll
-            for (int j = 0; j < SPAN; j++) {
-                out[(j / WIDTH * 16 + column) * WIDTH + j % WIDTH] = sums[i][j] * inverse;
+            for (int j = 0; j < SPAN; j += WIDTH) {
+                float result[WIDTH];
+#pragma unroll
+                for (int v = 0; v < WIDTH; v++) result[v] = sums[i][j + v] * inverse;
+                const int at = to - start + (j * 16 + column * WIDTH);
+                float* out = a.out + start + (a.out_permuted ? permuted(at, width) : at);
+                *reinterpret_cast<V*>(out) = *reinterpret_cast<const V*>(result);
             }
         }
     }

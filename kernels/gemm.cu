@@ -16,17 +16,19 @@
 //   partial   grid * 2 * 128 * (128 or 64) floats     counters   grid u32, zeros
 // No dynamic shared memory. Results depend on the grid in the last bits, and on nothing else.
 //
-// Which of the two: the smaller tile costs about a twentieth more a token, so
-//   gemm_64 if 21 * ceil(tokens / 64) < 40 * ceil(tokens / 128), else gemm
-// which takes it for 1..64, 129..192, 257..320 tokens and so on up to 1216, where half a tile is no longer worth it.
+// Which of the two: the smaller tile costs about a twentieth more a token, but leaves less of itself empty and spreads
+// over more blocks, so
+//   gemm_64 if 21 * ceil(tokens / 64) < 40 * ceil(tokens / 128), or if there are fewer than SMs / 2 tiles of gemm's,
+//   that is, (sum over m of ceil(rows[m] / 128)) * ceil(tokens / 128); else gemm
+// The first takes it for 1..64, 129..192, 257..320 tokens and so on up to 1216, where half a tile is no longer worth it.
 #include "gemm.cuh"
 
 #define GEMM(name, type)                                                                                          \
     extern "C" __global__ void __launch_bounds__(256, 2) gemm_##name(const Product p) {                          \
-        gemm<type, 128, 128>(p);                                                                          \
+        gemm<type, 128, 128>(p);                                                                                  \
     }                                                                                                            \
     extern "C" __global__ void __launch_bounds__(128, 3) gemm_##name##_64(const Product p) {                     \
-        gemm<type, 128, 64>(p);                                                                        \
+        gemm<type, 128, 64>(p);                                                                                   \
     }
 
 GEMM(f16, F16)

@@ -356,12 +356,17 @@ struct Tile {
 
     // A thread's own words of shared memory, 32 floats, through which sums pass on their way out. As single floats:
     // vectors would bind the registers of acc to the banks of w's.
-    __device__ __forceinline__ float& own(int i) const { return reinterpret_cast<float*>(shared)[i * THREADS + thread_index()]; }
-    __device__ __forceinline__ float4 own4(int i) const { return make_float4(own(4 * i), own(4 * i + 1), own(4 * i + 2), own(4 * i + 3)); }
+    __device__ __forceinline__ float& own(int i) const {
+        return reinterpret_cast<float*>(shared)[i * THREADS + thread_index()];
+    }
+    __device__ __forceinline__ float4 own4(int i) const {
+        return make_float4(own(4 * i), own(4 * i + 1), own(4 * i + 2), own(4 * i + 3));
+    }
 
     // Writes four rows of a token: number e of a thread's 16 such. `sum` is in units of Source::UNIT.
     __device__ __forceinline__ void emit(int e, float4 sum) const {
-        const int r = work.row + row() + (e & 1) * 32, t = work.token + token() + (e >> 1 & 3) + (e >> 3) * 16, rows = work.rows;
+        const int r = work.row + row() + (e & 1) * 32, t = work.token + token() + (e >> 1 & 3) + (e >> 3) * 16;
+        const int rows = work.rows;
         if (t >= p.tokens || r >= rows) return;
         float* out = pick(p.out, work.m) + (size_t)t * rows + r;
         const float* bias = p.mode == STORE ? pick(p.bias, work.m) : nullptr;
@@ -420,10 +425,14 @@ struct Tile {
 #pragma unroll
                 for (int e = 0; e < 8; e++) v[e] = __ldcg(part + e * THREADS);
 #pragma unroll
-                for (int e = 0; e < 8; e++) sum[e].x += v[e].x, sum[e].y += v[e].y, sum[e].z += v[e].z, sum[e].w += v[e].w;
+                for (int e = 0; e < 8; e++)
+                    sum[e].x += v[e].x, sum[e].y += v[e].y, sum[e].z += v[e].z, sum[e].w += v[e].w;
             }
 #pragma unroll
-            for (int e = 0; e < 8; e++) own(4 * e) = sum[e].x, own(4 * e + 1) = sum[e].y, own(4 * e + 2) = sum[e].z, own(4 * e + 3) = sum[e].w;
+            for (int e = 0; e < 8; e++) {
+                own(4 * e) = sum[e].x, own(4 * e + 1) = sum[e].y;
+                own(4 * e + 2) = sum[e].z, own(4 * e + 3) = sum[e].w;
+            }
 #pragma unroll 1
             for (int e = 0; e < 8; e++) emit(half * 8 + e, own4(e));
         }

@@ -4,10 +4,18 @@
 //
 // With p.norm the input is RMSNorm(x) * norm: y = W (x * norm) / rms(x), the mean of squares taken while x is read.
 //
-// A block is S x R warps: S slices of 1024 columns, R row tiles at a time (block (32, S * R)), or fewer warps than slices
-// (R = 1), each of which then takes several slices in turn. A warp keeps its slice of x in registers, one group of columns
-// a lane, and walks over the row tiles of the block, the next tile's loads under way while it works on one. Its four sums
-// are reduced by shuffles and meet those of the other slices in shared memory. Row tiles are dealt out evenly to blocks.
+// A warp takes a slice of 1024 columns of a row tile: it keeps that slice of x in registers, one group of columns a lane, and
+// walks over row tiles, the next tile's loads under way while it works on one. Its four sums are reduced by shuffles and
+// meet those of the other slices in shared memory, where the block finishes its rows after its walk.
+//
+// Launch: slices = ceil(columns / 1024); units = row tiles (ceil(rows / 4)) of all matrices, with GATED of one.
+//   block (32, Y, Z), at most 16 warps: Y warps side by side take the slices, in several passes if Y < slices; Z row tiles at a
+//       time. Y = ceil(slices / passes), passes = ceil(slices / 8); Z = max(1, 4 / Y), with GATED an even Z is best (gate
+//       and up at once): max(2, 4 / Y) while Y <= 8.
+//   grid: any is right; min(SMs * floor(16 / (Y * Z)), ceil(units / A)), which fills the card once at 128 registers.
+//   dynamic shared memory: ceil(units / (grid * A)) * A * slices * 16 bytes, with GATED twice that, where A = Z, but Z / 2 with
+//       GATED and an even Z. It must stay below 47 KB: a larger grid makes it smaller.
+// No workspace. Reads x and norm within their columns, weights within their tiles.
 #include "quant.cuh"
 
 constexpr int MAX_WARPS = 16;
@@ -140,21 +148,21 @@ __device__ __forceinline__ float work(Tile<T>& tile, const Input<T>& in, const u
     return reduce_rows(y, threadIdx.x);
 }
 
-// Tiles that a warp works on one after the other: `count` of them, `stride` bytes apart; their sums go to `to`, to_stride
-// apart. The first one's loads begin before x is read, which `input` does.
+// A warp's walk over the tiles t, t + step .. below `tiles` of one matrix and slice: `at` is the first, its sums go to `to` and
+// on from there, to_step apart, row r's `slices` * r further. The first tile's loads begin before `input` reads x.
 template <int T, class F>
-__device__ __forceinline__ void walk(const u8* at, int count, u32 stride, float* to, int to_stride, int groups, Input<T>& in,
-                                     F input) {
+__device__ __forceinline__ void walk(const u8* at, int t, int tiles, int step, u32 stride, float* to, int to_step, int slices,
+                                     int groups, Input<T>& in, F input) {
     int lane = min((int)threadIdx.x, groups - 1);
     Tile<T> tile;
     tile.load(at, groups, lane);
     input(groups);
-    to += threadIdx.x / 8;
+    to += threadIdx.x / 8 * slices;
     bool writes = threadIdx.x % 8 == 0;
-    for (; count > 1; count--) {
+    for (; t + step < tiles; t += step) {
         float y = work<T, true>(tile, in, at, stride, groups, lane);
         if (writes) *to = y;
-        to += to_stride;
+        to += to_step;
         at += stride;
     }
     float y = work<T, false>(tile, in, at, stride, groups, lane);
@@ -162,15 +170,17 @@ __device__ __forceinline__ void walk(const u8* at, int count, u32 stride, float*
 }
 
 // How a launch is dealt out. A unit is a row tile of one of the matrices, numbered through, or for GATED a tile of gate
-// and the same of up; a block does units [first, last).
+// and the same of up. All blocks go over the units together: in round k the warps of block b with threadIdx.z = r have unit
+// (k * gridDim.x + b) * abreast + r.
 //
 // `zero` is 0, read from shared memory so that the compiler cannot know it: every use of the geometry computes it anew
-// from the kernel's arguments instead of keeping it in registers, which the main loop needs all.
+// instead of keeping it in registers through the main loop, which needs them all.
 struct Geometry {
-    int columns, slices, gated, tiles[3], first, last;
-    int abreast;  // tiles that the block works on at a time
-    int group;    // the warp's among them; not below abreast: the warp is idle
-    int stride;   // floats of shared memory a slice
+    int columns, slices, gated, units;
+    int tiles[3];
+    int split;    // GATED with an even blockDim.z: even z have gate, odd z up; else a warp has both in turn
+    int abreast;  // units a round and block
+    int first, step;  // first unit of the block, and units a round
 
     __device__ __forceinline__ Geometry(const Product& p, int zero) {
         columns = p.columns + zero;
@@ -178,34 +188,37 @@ struct Geometry {
         gated = p.mode + zero == GATED;
 #pragma unroll
         for (int m = 0; m < 3; m++) tiles[m] = m < p.matrices ? (p.rows[m] + zero + TILE_ROWS - 1) / TILE_ROWS : 0;
-        u32 units = gated ? tiles[0] : tiles[0] + tiles[1] + tiles[2];
-        int block = blockIdx.x + zero;
-        int each = units / gridDim.x, more = units - each * gridDim.x;  // `more` blocks take one more
-        first = block * each + min(block, more);
-        last = first + each + (block < more ? 1 : 0);
-        u32 warp = threadIdx.y + zero;
-        abreast = max(blockDim.y / (u32)slices, 1u);
-        group = blockDim.y < slices ? 0 : warp / (u32)slices;
-        stride = (last - first) * (TILE_ROWS << gated);
+        units = gated ? tiles[0] : tiles[0] + tiles[1] + tiles[2];
+        int z = blockDim.z + zero;
+        split = gated & ~z & 1;
+        abreast = z >> split;
+        first = (blockIdx.x + zero) * abreast;
+        step = (gridDim.x + zero) * abreast;
     }
 };
 
-// The sums of the block's rows over all slices, and what becomes of them. partial: [slice][stride], of which row r of unit u
-// has place (u - first) * 4 + r, or with GATED (u - first) * 8 + r, gate, and 4 more, up.
+// Sums over all slices, and what becomes of them. partial: [place][row 4][slice], where the places of round k begin at
+// k * abreast, twice that with GATED: gate, up, gate, up ...
 __device__ __forceinline__ void finish(const Product& p, const Geometry& g, const float* partial, float factor) {
-    int threads = blockDim.y * 32;
-    for (int i = threadIdx.y * 32 + threadIdx.x; i < (g.last - g.first) * TILE_ROWS; i += threads) {
-        int place = g.gated ? i / TILE_ROWS * (2 * TILE_ROWS) + i % TILE_ROWS : i;
+    int threads = 32 * blockDim.y * blockDim.z;
+    int thread = (threadIdx.z * blockDim.y + threadIdx.y) * 32 + threadIdx.x;
+    for (int i = thread;; i += threads) {
+        int round = (u32)i / (u32)(g.abreast * TILE_ROWS);
+        int unit = g.first + round * g.step;
+        if (unit >= g.units) break;
+        unit += i / TILE_ROWS - round * g.abreast;
+        if (unit >= g.units) continue;
+        const float* from = partial + ((i / TILE_ROWS << g.gated) * TILE_ROWS + i % TILE_ROWS) * g.slices;
         float sum = 0.0f, up = 0.0f;
-        for (int s = 0; s < g.slices; s++) {
-            sum += partial[s * g.stride + place];
-            if (g.gated) up += partial[s * g.stride + place + TILE_ROWS];
+        for (int s = 0; s < g.slices; s++) sum += from[s];
+        if (g.gated) {
+            for (int s = 0; s < g.slices; s++) up += from[TILE_ROWS * g.slices + s];
         }
         sum *= factor;
-        int tile = g.first + i / TILE_ROWS, m = 0;
-        if (!g.gated && tile >= g.tiles[0]) tile -= g.tiles[0], m = 1;
-        if (m == 1 && tile >= g.tiles[1]) tile -= g.tiles[1], m = 2;
-        int row = tile * TILE_ROWS + i % TILE_ROWS;
+        int m = 0;
+        if (!g.gated && unit >= g.tiles[0]) unit -= g.tiles[0], m = 1;
+        if (m == 1 && unit >= g.tiles[1]) unit -= g.tiles[1], m = 2;
+        int row = unit * TILE_ROWS + i % TILE_ROWS;
         int rows = m == 0 ? p.rows[0] : m == 1 ? p.rows[1] : p.rows[2];
         if (row >= rows) continue;
         float* out = m == 0 ? p.out[0] : m == 1 ? p.out[1] : p.out[2];
@@ -227,52 +240,51 @@ template <int T>
 __device__ __forceinline__ void gemv(const Product& p) {
     extern __shared__ float partial[];
     __shared__ float squares[MAX_SLICES];
-    __shared__ volatile int zeros[MAX_WARPS];
-    zeros[threadIdx.y] = 0;
+    __shared__ volatile int zero;
+    zero = 0;
     Input<T> in;
     int held = -1;  // slice that `in` holds
-    for (int pass = 0, m = 0;; m++) {
-        if (m == p.matrices) m = 0, pass++;
-        Geometry g(p, zeros[threadIdx.y]);
-        int s = threadIdx.y - g.group * g.slices + pass * blockDim.y;
-        if (s >= g.slices || g.group >= g.abreast) break;
+    for (int s = threadIdx.y, m = 0; s * SLICE < p.columns; ) {
+        Geometry g(p, zero);
+        int groups = min(SLICE, g.columns - s * SLICE) / GROUP;
         auto input = [&](int groups) {
             if (held == s) return;
             float own = in.load(p.x + s * SLICE, p.norm ? p.norm + s * SLICE : nullptr, groups, threadIdx.x);
-            if (p.norm && threadIdx.y < g.slices) {
+            if (p.norm && threadIdx.z == 0) {
                 own = warp_sum(own);
                 if (threadIdx.x == 0) squares[s] = own;
             }
             held = s;
         };
-        int groups = min(SLICE, g.columns - s * SLICE) / GROUP;
-        int start = g.gated || m == 0 ? 0 : m == 1 ? g.tiles[0] : g.tiles[0] + g.tiles[1];
+        int group = threadIdx.z >> g.split;
+        int t = g.first + group, round = 0;
+        int start = g.gated || m == 0 ? 0 : m == 1 ? g.tiles[0] : g.tiles[0] + g.tiles[1];  // first unit of the matrix
+        if (start > 0) {  // to the first unit in it that is this warp's
+            round = (u32)max(start - t + g.step - 1, 0) / (u32)g.step;
+            t += round * g.step - start;
+        }
         int tiles = m == 0 ? g.tiles[0] : m == 1 ? g.tiles[1] : g.tiles[2];
-        // With GATED and an even number of tiles abreast, half of the warps take gate and half up.
-        int split = g.gated && g.abreast % 2 == 0;
-        int step = g.abreast >> split;
-        int from = max(g.first - start, 0) + (g.group >> split), to = min(g.last - start, tiles);
-        if (split && g.group % 2 != m) to = 0;
-        if (from < to) {
-            const u8* weight = m == 0 ? p.weight[0] : m == 1 ? p.weight[1] : p.weight[2];
+        if (t < tiles && !(g.split && threadIdx.z % 2 != m)) {
             u32 tile_bytes = Layout<T>::row_tile_bytes(g.columns);
-            weight += (u64)from * tile_bytes + s * Layout<T>::slice_bytes;
-            int place = (from + start - g.first) << g.gated | (g.gated & m);
-            float* sums = partial + s * g.stride + place * TILE_ROWS;
-            int count = (to - from + step - 1) / step;
-            step <<= g.gated;
-            u32 stride = (step >> g.gated) * tile_bytes;
+            const u8* at = m == 0 ? p.weight[0] : m == 1 ? p.weight[1] : p.weight[2];
+            at += (u64)((u32)t) * tile_bytes + (u32)(s * Layout<T>::slice_bytes);
+            int place = (round * g.abreast + group) << g.gated | (g.gated & m);
+            float* to = partial + place * TILE_ROWS * g.slices + s;
+            int to_step = (g.abreast << g.gated) * TILE_ROWS * g.slices;
             if (groups == SLICE / GROUP) {
-                walk<T>(weight, count, stride, sums, step * TILE_ROWS, SLICE / GROUP, in, input);
+                walk<T>(at, t, tiles, g.step, g.step * tile_bytes, to, to_step, g.slices, SLICE / GROUP, in, input);
             } else {
-                walk<T>(weight, count, stride, sums, step * TILE_ROWS, groups, in, input);
+                walk<T>(at, t, tiles, g.step, g.step * tile_bytes, to, to_step, g.slices, groups, in, input);
             }
-        } else {
-            input(groups);  // the squares may count
+        }
+        if (++m == p.matrices) {
+            if (held != s) input(groups);  // of a warp without tiles: its squares may count
+            m = 0;
+            s += blockDim.y;
         }
     }
     __syncthreads();
-    Geometry g(p, zeros[threadIdx.y]);
+    Geometry g(p, zero);
     float factor = 1.0f / (Quants<T>::SUM_UNIT * Scales<T>::UNIT);
     if (p.norm) {
         float total = 0.0f;

@@ -18,6 +18,7 @@ struct Norm {
     int weight_permuted;
     int out_permuted;
 };
+static_assert(sizeof(Norm) == 56, "the launcher mirrors this");
 
 namespace {
 

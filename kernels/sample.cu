@@ -27,6 +27,7 @@ struct Logits {
     int vocab;
     int k;                // top_k_rows: 1 to 64
 };
+static_assert(sizeof(Logits) == 56, "the launcher mirrors this");
 
 namespace {
 

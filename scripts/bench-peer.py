@@ -5,7 +5,8 @@ usage: scripts/bench-peer.py [MODEL.gguf ...]   (no model: the two demo models, 
 
 Both programs measure in turns (A B A B ...), each in an own process with a warm-up, and the table shows
 medians. llama.cpp is the PyPI package llama-cpp-python, built for this machine into .venv-peer/ on the first
-run, which takes some minutes. Then one stream through the server, and the server's peak memory.
+run, which takes some minutes. Then single streams through the server, each beside bench just before and just
+after it, and the server's peak memory.
 Run it on an idle machine: a busy core costs a spinning thread pool more than its share.
 """
 
@@ -94,20 +95,36 @@ def compare(args, model: Path, python: Path) -> dict:
     return row
 
 
+def decode_alone(args, model: Path) -> float:
+    """Bench's decode, nothing else measured."""
+    sizes = ["-p", "0", "-n", str(args.decode), "-b", "1", "-r", "1", "--threads", str(args.threads)]
+    report = json.loads(output(args.binary, "bench", str(model), *sizes, "--backend", "cpu", "--json"))
+    return report["results"][0]["tokens_per_s"]
+
+
 def through_the_server(args, model: Path) -> dict:
-    """Bench's decode and a single stream through the server in turns, and the server's memory."""
-    bench, served, memory = [], [], None
-    for _ in range(args.rounds):
-        bench.append(ours(args, model)["decode"])
-        measured = server_speed.measure(args.binary, model, args.threads, args.decode, clean_environment())
-        served.append(measured["tokens_per_s"])
-        memory = measured["peak_bytes"] if memory is None else max(memory, measured["peak_bytes"])
+    """Pairs of bench's decode and a stream through one server, and the server's memory.
+
+    The machine drifts from second to second, so the ratio is taken within each pair: a stream against the
+    mean of bench just before and just after it. The median of the pairs counts; all of them are reported.
+    """
+    pairs = []
+    with server_speed.Server(args.binary, model, args.threads, clean_environment()) as server:
+        before = decode_alone(args, model)
+        for _ in range(args.pairs):
+            served = server.stream(args.decode)
+            after = decode_alone(args, model)
+            pairs.append(((before + after) / 2, served))
+            before = after
+        memory = server.peak_bytes()
     plan = json.loads(output(args.binary, "inspect", str(model), "--json"))["memory"]
     kv = server_speed.CONTEXT * plan["kv_bytes_per_token"]["f16"]
+    ratios = sorted(served / bench for bench, served in pairs)
     return {
-        "bench": statistics.median(bench),
-        "server": statistics.median(served),
-        "ratio": statistics.median(served) / statistics.median(bench),
+        "bench": statistics.median(bench for bench, _ in pairs),
+        "server": statistics.median(served for _, served in pairs),
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
         "peak_bytes": memory,
         "kv_bytes": kv,
         "allowed_bytes": model.stat().st_size + kv + MEMORY_SLACK,
@@ -152,14 +169,17 @@ def markdown(facts: dict, args, rows: list[dict]) -> str:
     if any("server" in row for row in rows):
         lines += [
             "",
-            "| model | bench decode, t/s | one stream through the server, t/s | ratio | peak memory, MB | file + KV + 200 MB |",
-            "| --- | ---: | ---: | ---: | ---: | ---: |",
+            f"Bench beside one stream through the server: medians of {args.pairs} pairs.",
+            "",
+            "| model | bench decode, t/s | through the server, t/s | ratio | of the pairs | peak memory, MB | file + KV + 200 MB |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         ]
     for row in rows:
         if one := row.get("server"):
             cells = [
                 row["model"], f"{one['bench']:.1f}", f"{one['server']:.1f}",
                 f"{one['ratio']:.2f}{mark(one['ratio'] >= SERVER_SHARE)}",
+                f"{one['ratios'][0]:.2f} to {one['ratios'][-1]:.2f}",
                 f"{one['peak_bytes'] / 1e6:.0f}{mark(one['peak_bytes'] <= one['allowed_bytes'])}".replace("below", "above"),
                 f"{one['allowed_bytes'] / 1e6:.0f}",
             ]  # fmt: skip
@@ -189,6 +209,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--python", type=Path, help="an interpreter that has llama-cpp-python and gguf already")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=7, help="bench and a stream through the server, in turns")
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--decode", type=int, default=128)
     parser.add_argument("--no-server", action="store_true", help="leave the stream through the server out")

@@ -4,12 +4,13 @@
 #   compiler      NVRTC, ptxas and the headers of CUDA 12.9, the last series that compiles for sm_52 (default)
 #   disassembler  the nvdisasm of triton 3.3.1: later ones no longer read sm_52
 #
-# Versions are pinned; what is there already is left alone. Needs python3 with pip. M40LLM_CUDA_DIR: another place than .cuda.
+# Versions are pinned; what is there already is left alone, and no compiler is installed where M40LLM_CUDA_HOME names one.
+# Needs python3 with pip.
 set -euo pipefail
 
 fail() { echo "cuda-toolchain: $*" >&2; exit 1; }
 
-dir=${M40LLM_CUDA_DIR:-$(cd "$(dirname "$0")/.." && pwd)/.cuda}
+dir=$(cd "$(dirname "$0")/.." && pwd)/.cuda
 compiler=(nvidia-cuda-nvrtc-cu12==12.9.86 nvidia-cuda-nvcc-cu12==12.9.86 nvidia-cuda-runtime-cu12==12.9.79)
 triton=triton==3.3.1
 
@@ -23,6 +24,8 @@ pip() {
 }
 
 install_compiler() {
+    # The build takes the compiler from there, and from nowhere else.
+    [ -z "${M40LLM_CUDA_HOME:-}" ] || return 0
     present compiler "${compiler[*]}" && return
     echo "cuda-toolchain: installing ${compiler[*]} into $dir (about 140 MB to download)" >&2
     mkdir -p "$dir"

@@ -79,23 +79,40 @@ def wait_for_health(port: int, server: subprocess.Popen) -> None:
     raise RuntimeError("the server did not begin to serve within a minute")
 
 
-def measure(binary: str, model: Path, threads: int, tokens: int, environment: dict[str, str]) -> dict:
-    port = free_port()
-    flags = ["--ctx-size", str(CONTEXT), "--max-batch", "1", "--threads", str(threads), "--backend", "cpu"]
-    with tempfile.TemporaryDirectory() as state, tempfile.TemporaryFile() as log:
+class Server:
+    """`m40llm run` for as long as the `with` block; it uses no CPU between streams."""
+
+    def __init__(self, binary: str, model: Path, threads: int, environment: dict[str, str]):
+        flags = ["--ctx-size", str(CONTEXT), "--max-batch", "1", "--threads", str(threads), "--backend", "cpu"]
+        self.port = free_port()
+        self.command = [binary, "run", str(model), "--addr", f"127.0.0.1:{self.port}", *flags]
+        self.environment = environment
+
+    def __enter__(self) -> "Server":
         # An own state directory: the user's keys would be asked for.
-        command = [binary, "run", str(model), "--addr", f"127.0.0.1:{port}", *flags]
-        server = subprocess.Popen(command, stdout=log, stderr=log, env={**environment, "XDG_STATE_HOME": state})
+        self.state, self.log = tempfile.TemporaryDirectory(), tempfile.TemporaryFile()
+        environment = {**self.environment, "XDG_STATE_HOME": self.state.name}
+        self.process = subprocess.Popen(self.command, stdout=self.log, stderr=self.log, env=environment)
         try:
-            wait_for_health(port, server)
-            bias = forbid_the_end(port)
-            stream(port, 16, bias)
-            speed = stream(port, tokens, bias)
-            peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{server.pid}/status").read_text())
-        finally:
-            server.terminate()
-            server.wait(timeout=30)
-    return {"tokens_per_s": speed, "peak_bytes": int(peak[1]) * 1024}
+            wait_for_health(self.port, self.process)
+            self.bias = forbid_the_end(self.port)
+            self.stream(16)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.process.terminate()
+        self.process.wait(timeout=30)
+        self.state.cleanup()
+        self.log.close()
+
+    def stream(self, tokens: int) -> float:
+        return stream(self.port, tokens, self.bias)
+
+    def peak_bytes(self) -> int:
+        return int(re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())[1]) * 1024
 
 
 def main() -> None:
@@ -103,7 +120,9 @@ def main() -> None:
         sys.exit(__doc__)
     tokens = int(sys.argv[3]) if len(sys.argv) > 3 else 128
     threads = int(sys.argv[4]) if len(sys.argv) > 4 else len(os.sched_getaffinity(0))
-    print(json.dumps(measure(sys.argv[1], Path(sys.argv[2]).resolve(), threads, tokens, dict(os.environ))))
+    with Server(sys.argv[1], Path(sys.argv[2]).resolve(), threads, dict(os.environ)) as server:
+        speed = server.stream(tokens)
+        print(json.dumps({"tokens_per_s": speed, "peak_bytes": server.peak_bytes()}))
 
 
 if __name__ == "__main__":

@@ -218,7 +218,7 @@ impl Backend for CudaBackend {
         let device = self.gpu.device();
         let need = device::Need {
             weights: demand.weights,
-            scratch: State::bytes(demand.shape, demand.capacity) as u64,
+            scratch: State::bytes(&self.gpu, demand.shape, demand.capacity) as u64,
             token_bytes: (demand.shape.layers * block_bytes(demand.shape, demand.capacity.kv_type)
                 / BLOCK_TOKENS) as u64,
             ctx_size: demand.ctx_size,
@@ -332,13 +332,14 @@ impl Backend for CudaBackend {
             let (_, tiles) = decode_heads(shape);
             let splits = decode_splits(shape, m.decoding);
             let grid = [splits as u32, (shape.kv_heads * tiles) as u32, m.decoding as u32];
-            let dims = Dims { grid, block: [128, 1], shared: 0 };
+            let dims = Dims { grid, block: [128, 1, 1], shared: 0 };
             let bytes = m.attended as u64 * kv_token;
             // SAFETY: the arguments of attention_decode; partial sums and counters hold this grid.
             unsafe { gpu.launch(&run.kernels.decode, dims, bytes, arguments![attention]) }?;
         }
         if m.tiles > 0 {
-            let dims = Dims { grid: [m.tiles as u32, shape.kv_heads as u32, 1], block: [128, 1], shared: 0 };
+            let dims =
+                Dims { grid: [m.tiles as u32, shape.kv_heads as u32, 1], block: [128, 1, 1], shared: 0 };
             let bytes = m.attended as u64 * kv_token;
             // SAFETY: the arguments of attention_prefill; the tiles are the step's.
             unsafe { gpu.launch(&run.kernels.prefill, dims, bytes, arguments![attention]) }?;
@@ -520,8 +521,11 @@ impl Run {
             };
             let (kernel, segment) =
                 if widest == 1 { (&self.kernels.argmax, 4096) } else { (&self.kernels.top_k, 8192) };
-            let dims =
-                Dims { grid: [vocab.div_ceil(segment) as u32, rows as u32, 1], block: [256, 1], shared: 0 };
+            let dims = Dims {
+                grid: [vocab.div_ceil(segment) as u32, rows as u32, 1],
+                block: [256, 1, 1],
+                shared: 0,
+            };
             let bytes = 4 * (rows * vocab) as u64;
             // SAFETY: the argument of sample.cu's kernels; results and workspace hold MOST_BEST a row.
             unsafe { gpu.launch(kernel, dims, bytes, arguments![arguments]) }?;

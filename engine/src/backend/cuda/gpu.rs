@@ -16,8 +16,8 @@ use crate::{backend::Counters, error::EngineError};
 pub(super) struct Dims {
     /// Blocks.
     pub(super) grid: [u32; 3],
-    /// Threads of a block, x and y.
-    pub(super) block: [u32; 2],
+    /// Threads of a block.
+    pub(super) block: [u32; 3],
     /// Bytes of dynamic shared memory of a block.
     pub(super) shared: u32,
 }
@@ -25,7 +25,7 @@ pub(super) struct Dims {
 impl Dims {
     /// A row of blocks without dynamic shared memory.
     pub(super) fn new(grid: usize, block: u32) -> Self {
-        Self { grid: [grid as u32, 1, 1], block: [block, 1], shared: 0 }
+        Self { grid: [grid as u32, 1, 1], block: [block, 1, 1], shared: 0 }
     }
 }
 
@@ -195,7 +195,7 @@ pub(super) unsafe fn launch_on(
         result::launch_kernel(
             kernel.function.cu_function(),
             (x, y, z),
-            (dims.block[0], dims.block[1], 1),
+            (dims.block[0], dims.block[1], dims.block[2]),
             dims.shared,
             stream,
             arguments,

@@ -312,7 +312,7 @@ fn the_best_tokens_are_those_of_a_sort() {
             let (name, segment) = if k == 1 { ("argmax_rows", 4096) } else { ("top_k_rows", 8192) };
             let kernel = rig.gpu.kernel(name).expect("a kernel");
             let grid = [vocab.div_ceil(segment) as u32, rows as u32, 1];
-            let dims = Dims { grid, block: [256, 1], shared: 0 };
+            let dims = Dims { grid, block: [256, 1, 1], shared: 0 };
             // SAFETY: the argument of sample.cu's kernels, with room for what its header says.
             unsafe { rig.gpu.launch(&kernel, dims, 0, arguments![argument]) }.expect("a launch");
             let ids: Vec<u32> = rig.read(&ids, rows * k).into_iter().map(f32::to_bits).collect();

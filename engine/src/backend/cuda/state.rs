@@ -3,6 +3,7 @@
 use super::{
     gpu::{Buffer, Gpu, Pinned},
     metadata::Metadata,
+    products::partial_bytes,
 };
 use crate::{
     backend::{Capacity, MOST_BEST, RopeStyle, Shape},
@@ -13,8 +14,6 @@ use crate::{
 
 /// Kernels may read this far past the activations of the last token.
 const PAD: usize = 4096;
-/// Bytes that the products of a step may use to add up what several blocks computed.
-const PRODUCT_PARTIAL: usize = 32 << 20;
 /// Counters, of products and of attention each.
 const COUNTERS: usize = 64 << 10;
 
@@ -124,7 +123,6 @@ impl Sizes {
             + 3 * self.best
             + self.best_partial
             + self.attention_partial
-            + PRODUCT_PARTIAL
             + 2 * COUNTERS * 4
     }
 }
@@ -136,8 +134,9 @@ pub(super) fn block_bytes(shape: &Shape, kv_type: KvType) -> usize {
 
 impl State {
     /// Bytes of everything but the KV cache.
-    pub(super) fn bytes(shape: &Shape, capacity: &Capacity) -> usize {
-        Sizes::new(shape, capacity).total() + Metadata::bytes(capacity, shape.heads / shape.kv_heads)
+    pub(super) fn bytes(gpu: &Gpu, shape: &Shape, capacity: &Capacity) -> usize {
+        let sizes = Sizes::new(shape, capacity);
+        sizes.total() + partial_bytes(gpu.sms()) + Metadata::bytes(capacity, shape.heads / shape.kv_heads)
     }
 
     pub(super) fn new(gpu: &mut Gpu, shape: &Shape, capacity: &Capacity) -> Result<Self, EngineError> {
@@ -163,7 +162,7 @@ impl State {
             best_logits: make(sizes.best, "the best tokens")?,
             best_sums: make(sizes.best, "the best tokens")?,
             best_partial: make(sizes.best_partial, "finding the best tokens")?,
-            product_partial: make(PRODUCT_PARTIAL, "partial products")?,
+            product_partial: make(partial_bytes(gpu.sms()), "partial products")?,
             product_counters: make(COUNTERS * 4, "counters")?,
             attention_partial: make(sizes.attention_partial, "partial attention")?,
             attention_counters: make(COUNTERS * 4, "counters")?,
