@@ -153,7 +153,9 @@ impl<B: Backend> Worker<'_, B> {
             Err(lost @ EngineError::DeviceLost(_)) => return Err(lost),
             Err(error) => {
                 tracing::error!(%error, "a step failed, and with it its requests");
-                planned.iter().for_each(|plan| self.fail(plan.id, &error));
+                for plan in planned {
+                    self.fail(plan.id, &error);
+                }
                 return Ok(());
             }
         }
@@ -190,7 +192,9 @@ impl<B: Backend> Worker<'_, B> {
 
     fn fail_all(&mut self, error: &EngineError) {
         let ids: Vec<_> = self.running.keys().copied().collect();
-        ids.into_iter().for_each(|id| self.fail(id, error));
+        for id in ids {
+            self.fail(id, error);
+        }
         while let Ok(job) = self.inbox.try_recv() {
             let _ = job.events.send(Event::Failed(error.clone()));
         }
