@@ -15,8 +15,8 @@ use m40llm_engine::{BackendChoice, DeviceId, EngineConfig, KvType, text::PromptF
 
 pub(crate) use values::{Addr, addr, prompt_format};
 use values::{
-    Backend, Origins, backend, boolean, cors_origins, ctx_size, device, kv_type, max_batch, max_queue,
-    model_alias, threads, trace_file,
+    Backend, OnDeviceFailure, Origins, backend, boolean, cors_origins, ctx_size, device, kv_type, max_batch,
+    max_queue, model_alias, on_device_failure, threads, trace_file,
 };
 
 /// The command line or the configuration is wrong: exit code 2. One line.
@@ -85,6 +85,9 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           value_parser = boolean)]
     no_auth: Option<bool>,
+    /// Once the device has failed: exit, with code 1, or stay and refuse requests [default: exit]
+    #[arg(long, value_name = "exit|stay", value_parser = on_device_failure)]
+    on_device_failure: Option<OnDeviceFailure>,
     #[command(flatten)]
     model: ModelArgs,
 }
@@ -116,6 +119,8 @@ pub(crate) struct ServeConfig {
     pub cors_origins: Vec<String>,
     /// Serve whoever asks.
     pub no_auth: bool,
+    /// End the process once the device has failed.
+    pub exit_on_failure: bool,
 }
 
 impl ModelArgs {
@@ -188,6 +193,10 @@ impl ServeArgs {
                 .unwrap_or_default(),
             cors_origins: layers.pick(self.cors_origins, "cors-origins", cors_origins)?.unwrap_or_default().0,
             no_auth: layers.pick(self.no_auth, "no-auth", boolean)?.unwrap_or(false),
+            exit_on_failure: layers
+                .pick(self.on_device_failure, "on-device-failure", on_device_failure)?
+                .unwrap_or_default()
+                == OnDeviceFailure::Exit,
         })
     }
 }
@@ -228,6 +237,7 @@ const KEYS: &[Key] = &[
     Key("prompt-format", Kind::Text, |s| prompt_format(s).map(drop)),
     Key("cors-origins", Kind::Text, |s| cors_origins(s).map(drop)),
     Key("no-auth", Kind::Truth, |s| boolean(s).map(drop)),
+    Key("on-device-failure", Kind::Text, |s| on_device_failure(s).map(drop)),
 ];
 
 /// A variable's value by its name.
@@ -347,7 +357,8 @@ mod tests {
 
     #[test]
     fn a_flag_wins_over_the_environment_and_that_over_the_file() {
-        let toml = "threads = 1\nctx-size = 10\nmax-batch = 100\nno-auth = true\nmodel-alias = \"filed\"";
+        let toml = "threads = 1\nctx-size = 10\nmax-batch = 100\nno-auth = true\nmodel-alias = \"filed\"\n\
+                    on-device-failure = \"stay\"";
         let env = &[("M40LLM_THREADS", "2"), ("M40LLM_CTX_SIZE", "20"), ("M40LLM_MODEL_ALIAS", "")];
         let args =
             ServeArgs { model: ModelArgs { threads: Some(3), ..Default::default() }, ..Default::default() };
@@ -356,7 +367,7 @@ mod tests {
         assert_eq!(config.model.engine.ctx_size, Some(20));
         assert_eq!(config.model.engine.max_batch, 100);
         assert_eq!(config.model_alias.as_deref(), Some("filed"), "an empty variable counts as absent");
-        assert!(config.no_auth);
+        assert!(config.no_auth && !config.exit_on_failure);
     }
 
     #[test]
@@ -368,6 +379,7 @@ mod tests {
         assert_eq!(config.model.engine.backend, BackendChoice::Auto);
         assert_eq!(config.prompt_format, PromptFormat::Auto);
         assert!(!config.no_auth && config.model.asked_device.is_empty());
+        assert!(config.exit_on_failure);
     }
 
     #[test]
@@ -426,6 +438,7 @@ mod tests {
             ("device = \"M40\"", &["\"device\"", "m40llm.toml", "0 to 63", "UUID"]),
             ("device = true", &["\"device\"", "m40llm.toml", "a string in quotes"]),
             ("backend = \"gpu\"", &["\"backend\"", "m40llm.toml", "auto, cuda, cpu"]),
+            ("on-device-failure = \"hang\"", &["\"on-device-failure\"", "exit, stay"]),
             ("no-auth = 1", &["\"no-auth\"", "m40llm.toml", "true and false"]),
             ("cors-origins = \"https://a/b\"", &["\"cors-origins\"", "https://app.example"]),
             ("addr = \"localhost\"", &["\"addr\"", "m40llm.toml", "HOST:PORT"]),

@@ -91,7 +91,7 @@ enum m40llm_status
     M40LLM_STATUS_CANCELLED = 7,
     // The model failed on this request.
     M40LLM_STATUS_BACKEND = 8,
-    // The model has stopped for good: free it and open it again.
+    // The model has stopped for good, such as by a fault of its device: end the process and start again.
     M40LLM_STATUS_STOPPED = 9,
     // A bug in this library; the call had no effect that can be relied on.
     M40LLM_STATUS_INTERNAL = 10,

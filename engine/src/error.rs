@@ -16,9 +16,12 @@ pub enum EngineError {
     /// Metadata and tensors do not make a model this engine runs. Names the key or the tensor.
     #[error("{0}")]
     Model(String),
-    /// The backend failed. Names the call and what to do.
+    /// The backend failed in a step; the next one may work. Names the call and what to do.
     #[error("{0}")]
     Backend(String),
+    /// The device is gone or its context broken: no further step can work. Names the call and what to do.
+    #[error("the device has failed: {0}")]
+    DeviceLost(String),
     /// No device like the one asked for can be used. Names what is there; the caller knows what was asked.
     #[error("{0}")]
     Device(String),

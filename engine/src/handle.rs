@@ -74,6 +74,10 @@ pub struct Stats {
     pub prompt_tokens: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
+    /// Kernels launched on the device since it was opened; 0 on a CPU.
+    pub kernel_launches: u64,
+    /// Times the host has waited for the device; 0 on a CPU.
+    pub device_syncs: u64,
 }
 
 /// A loaded model and the thread that runs it. Cheap to clone; the last clone dropped ends the thread
@@ -231,11 +235,11 @@ impl Engine {
     /// Queues a request. Never blocks.
     pub fn submit(&self, request: GenerateRequest) -> Result<Generation, SubmitError> {
         let inner = &*self.inner;
-        if inner.draining.load(Ordering::Relaxed) {
-            return Err(SubmitError::Draining);
-        }
         if let Some(words) = self.failure() {
             return Err(SubmitError::Stopped(words));
+        }
+        if inner.draining.load(Ordering::Relaxed) {
+            return Err(SubmitError::Draining);
         }
         self.check(&request)?;
         let place = Place::take(&inner.active, inner.max_active)
@@ -281,6 +285,13 @@ impl Engine {
     /// True while submitted work is unfinished.
     pub fn is_busy(&self) -> bool {
         self.inner.active.load(Ordering::Relaxed) > 0
+    }
+
+    /// Returns the worker's last words when it has ended by a failure, and not before.
+    pub async fn failed(&self) -> String {
+        // The worker alone closes this channel's other end, after it has said why.
+        self.inner.jobs.closed().await;
+        self.failure().unwrap_or_else(|| "its worker thread is gone".into())
     }
 
     /// The worker's last words, when it has ended by a failure.

@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::TryRecvError};
 
 use crate::{
-    backend::{Backend, Need, Row},
+    backend::{Backend, Counters, Need, Row},
     error::{EngineError, panic_words},
     handle::{Place, Stats, lock},
     model::Decoder,
@@ -31,12 +31,12 @@ pub(crate) struct Job {
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     pub(crate) stats: Mutex<Stats>,
-    /// Set once, when the worker ends by a panic.
+    /// Set once, when the worker ends by a lost device or a panic.
     pub(crate) failure: Mutex<Option<String>>,
 }
 
-/// Runs until every [`crate::Engine`] is gone and the work is done. A panic fails the running requests,
-/// leaves its words in `shared` and ends the thread; it never leaves a client waiting.
+/// Runs until every [`crate::Engine`] is gone and the work is done. A lost device or a panic fails all
+/// requests, leaves its words in `shared` and ends the thread; it never leaves a client waiting.
 pub(crate) fn run<B: Backend>(
     decoder: Decoder<B>,
     tokenizer: &Tokenizer,
@@ -56,12 +56,15 @@ pub(crate) fn run<B: Backend>(
         shared,
         stats: Stats { kv_blocks_total: kv_blocks, ..Stats::default() },
     };
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| worker.serve())) {
-        let words = format!("the model's worker failed: {}", panic_words(&*panic));
-        *lock(&shared.failure) = Some(words.clone());
-        worker.inbox.close();
-        worker.fail_all(&EngineError::Backend(words));
-    }
+    let failure = match catch_unwind(AssertUnwindSafe(|| worker.serve())) {
+        Ok(Ok(())) => return,
+        Ok(Err(lost)) => lost,
+        Err(panic) => EngineError::Backend(format!("the model's worker failed: {}", panic_words(&*panic))),
+    };
+    // In this order: who is refused, or finds the inbox closed, finds the reason too.
+    *lock(&shared.failure) = Some(failure.to_string());
+    worker.inbox.close();
+    worker.fail_all(&failure);
 }
 
 struct Worker<'a, B: Backend> {
@@ -79,7 +82,8 @@ struct Worker<'a, B: Backend> {
 }
 
 impl<B: Backend> Worker<'_, B> {
-    fn serve(&mut self) {
+    /// An error is fatal: no further step can work.
+    fn serve(&mut self) -> Result<(), EngineError> {
         let (mut batch, mut planned) = (Batch::default(), Vec::new());
         self.publish();
         while self.receive() {
@@ -89,12 +93,13 @@ impl<B: Backend> Worker<'_, B> {
             self.stats.running = self.scheduler.running();
             if !batch.tokens.is_empty() {
                 self.publish();
-                self.step(&batch, &planned);
+                self.step(&batch, &planned)?;
             }
             self.stats.waiting = self.scheduler.waiting();
             self.stats.running = self.scheduler.running();
             self.publish();
         }
+        Ok(())
     }
 
     /// Takes new requests in; sleeps while there is nothing to do. False when no more can come and
@@ -134,7 +139,8 @@ impl<B: Backend> Worker<'_, B> {
         });
     }
 
-    fn step(&mut self, batch: &Batch, planned: &[Planned]) {
+    /// A step that fails ends the requests it was for; only a lost device ends the others too.
+    fn step(&mut self, batch: &Batch, planned: &[Planned]) -> Result<(), EngineError> {
         self.needs.clear();
         self.needs.resize(batch.logit_rows.len(), Need::All);
         for plan in planned {
@@ -142,9 +148,16 @@ impl<B: Backend> Worker<'_, B> {
                 self.needs[plan.first_row..plan.first_row + plan.rows].fill(request.need());
             }
         }
-        if let Err(error) = self.decoder.forward(batch, &self.needs) {
-            self.fail_all(&error);
-            return;
+        match self.decoder.forward(batch, &self.needs) {
+            Ok(()) => {}
+            Err(lost @ EngineError::DeviceLost(_)) => return Err(lost),
+            Err(error) => {
+                tracing::error!(%error, "a step failed, and with it its requests");
+                for plan in planned {
+                    self.fail(plan.id, &error);
+                }
+                return Ok(());
+            }
         }
         self.stats.steps += 1;
         let decoder = &self.decoder;
@@ -167,21 +180,33 @@ impl<B: Backend> Worker<'_, B> {
                 }
             }
         }
+        Ok(())
+    }
+
+    fn fail(&mut self, id: SequenceId, error: &EngineError) {
+        self.scheduler.remove(id);
+        if let Some(request) = self.running.remove(&id) {
+            request.emit(Event::Failed(error.clone()));
+        }
     }
 
     fn fail_all(&mut self, error: &EngineError) {
-        for (id, request) in self.running.drain() {
-            self.scheduler.remove(id);
-            request.emit(Event::Failed(error.clone()));
+        let ids: Vec<_> = self.running.keys().copied().collect();
+        for id in ids {
+            self.fail(id, error);
         }
         while let Ok(job) = self.inbox.try_recv() {
             let _ = job.events.send(Event::Failed(error.clone()));
         }
+        (self.stats.waiting, self.stats.running) = (0, 0);
+        self.publish();
     }
 
     fn publish(&mut self) {
         let pool = self.scheduler.pool();
         self.stats.kv_blocks_used = pool.total() - pool.free();
+        let Counters { launches, syncs } = self.decoder.counters();
+        (self.stats.kernel_launches, self.stats.device_syncs) = (launches, syncs);
         *lock(&self.shared.stats) = self.stats;
     }
 }

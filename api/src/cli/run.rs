@@ -94,6 +94,7 @@ fn server_config(model: &Path, config: &ServeConfig) -> ServerConfig {
         prompt_format: config.prompt_format,
         cors_origins: config.cors_origins.clone(),
         max_queue: config.model.engine.max_queue,
+        exit_on_failure: config.exit_on_failure,
         ..ServerConfig::new(config.model_alias.clone().unwrap_or_else(stem), created)
     }
 }

@@ -74,6 +74,21 @@ pub(crate) fn kv_type(s: &str) -> Result<KvType, String> {
     choice(s, &[("f16", KvType::F16), ("f32", KvType::F32), ("q8", KvType::Q8)])
 }
 
+/// `--on-device-failure`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum OnDeviceFailure {
+    /// End the process, with exit code 1.
+    #[default]
+    Exit,
+    /// Stay, refuse requests, and say so in `/health`.
+    Stay,
+}
+
+/// `--on-device-failure`.
+pub(crate) fn on_device_failure(s: &str) -> Result<OnDeviceFailure, String> {
+    choice(s, &[("exit", OnDeviceFailure::Exit), ("stay", OnDeviceFailure::Stay)])
+}
+
 /// `--no-auth`, `--require-sm52`.
 pub(crate) fn boolean(s: &str) -> Result<bool, String> {
     choice(s, &[("true", true), ("false", false), ("1", true), ("0", false)])

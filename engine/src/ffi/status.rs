@@ -31,7 +31,7 @@ pub enum Status {
     Cancelled = 7,
     /// The model failed on this request.
     Backend = 8,
-    /// The model has stopped for good: free it and open it again.
+    /// The model has stopped for good, such as by a fault of its device: end the process and start again.
     Stopped = 9,
     /// A bug in this library; the call had no effect that can be relied on.
     Internal = 10,
@@ -65,6 +65,7 @@ impl From<EngineError> for Failure {
         let status = match error {
             EngineError::Gguf(_) | EngineError::Text(_) | EngineError::Model(_) => Status::Model,
             EngineError::Backend(_) => Status::Backend,
+            EngineError::DeviceLost(_) => Status::Stopped,
             EngineError::Device(_) | EngineError::Config(_) => Status::Config,
         };
         Self::new(status, error.to_string())

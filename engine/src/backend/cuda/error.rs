@@ -14,8 +14,37 @@ pub trait Call<T> {
 
 impl<T> Call<T> for Result<T, DriverError> {
     fn call(self, call: impl fmt::Display) -> Result<T, EngineError> {
-        self.map_err(|error| EngineError::Backend(words(&call, error)))
+        self.map_err(|error| {
+            let words = words(&call, error);
+            if ends_the_context(error.0) {
+                EngineError::DeviceLost(words)
+            } else {
+                EngineError::Backend(words)
+            }
+        })
     }
+}
+
+/// Failures after which the driver answers every call of this process with the same: it must be started
+/// again. CUDA's documentation of `CUresult` says so of each, but for those whose device is gone.
+fn ends_the_context(code: CUresult) -> bool {
+    matches!(
+        code,
+        CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUresult::CUDA_ERROR_INVALID_PC
+            | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUresult::CUDA_ERROR_ASSERT
+            | CUresult::CUDA_ERROR_LAUNCH_FAILED
+            | CUresult::CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUresult::CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUresult::CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | CUresult::CUDA_ERROR_DEINITIALIZED
+            | CUresult::CUDA_ERROR_UNKNOWN
+    )
 }
 
 fn words(call: &dyn fmt::Display, error: DriverError) -> String {
@@ -78,5 +107,16 @@ mod tests {
         assert!(words.contains("--ctx-size") && words.lines().count() == 1, "{words}");
         let lost: Result<(), _> = Err(DriverError(CUresult::CUDA_ERROR_UNKNOWN));
         assert!(lost.call("cuStreamSynchronize").expect_err("failed").to_string().contains("Xid"));
+    }
+
+    #[test]
+    fn a_fault_of_the_device_is_told_from_a_call_that_failed() {
+        let error = |code| Err::<(), _>(DriverError(code)).call("cuLaunchKernel").expect_err("failed");
+        for code in [CUresult::CUDA_ERROR_ILLEGAL_ADDRESS, CUresult::CUDA_ERROR_ECC_UNCORRECTABLE] {
+            assert!(matches!(error(code), EngineError::DeviceLost(_)), "{code:?}");
+        }
+        for code in [CUresult::CUDA_ERROR_OUT_OF_MEMORY, CUresult::CUDA_ERROR_INVALID_VALUE] {
+            assert!(matches!(error(code), EngineError::Backend(_)), "{code:?}");
+        }
     }
 }
