@@ -229,7 +229,7 @@ impl Backend for CudaBackend {
     fn allocate(&mut self, shape: &Shape, capacity: &Capacity) -> Result<(), EngineError> {
         self.gpu.bind()?;
         if let Some(loader) = self.loader.take() {
-            loader.finish()?;
+            loader.wait()?;
         }
         let kernels = Kernels::find(&self.gpu, &self.types, shape, capacity.kv_type)?;
         let products = Products::find(&self.gpu, &self.types)?;

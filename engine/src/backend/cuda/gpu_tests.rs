@@ -28,6 +28,7 @@ const TOLERANCE: f64 = 1e-5;
 
 struct Rig {
     gpu: Gpu,
+    loader: Loader,
     rng: ChaCha8Rng,
     state: State,
 }
@@ -53,7 +54,7 @@ impl Rig {
         let capacity =
             Capacity { tokens: 8, sequences: 8, logit_rows: 8, kv_blocks: 4, kv_type: KvType::F16 };
         let state = State::new(&mut gpu, &shape, &capacity).expect("run state");
-        Self { gpu, rng: ChaCha8Rng::seed_from_u64(seed), state }
+        Self { loader: Loader::new(&gpu).expect("staging"), gpu, rng: ChaCha8Rng::seed_from_u64(seed), state }
     }
 
     fn below(&mut self, n: usize) -> usize {
@@ -96,9 +97,8 @@ impl Rig {
     }
 
     fn load(&mut self, tensor: &Tensor) -> Matrix {
-        let mut loader = Loader::new(&self.gpu).expect("staging");
-        let matrix = loader.load(&self.gpu, tensor).expect("a matrix");
-        loader.finish().expect("loaded");
+        let matrix = self.loader.load(&self.gpu, tensor).expect("a matrix");
+        self.loader.wait().expect("loaded");
         matrix
     }
 
@@ -129,16 +129,26 @@ fn place(column: usize, columns: usize, permuted: bool) -> usize {
 /// `[tokens, rows]` of `Σ weight · x` in f64.
 fn multiply(tensor: &Tensor, x: &[f64]) -> Vec<f64> {
     let (rows, columns) = (tensor.rows(), tensor.cols());
-    let row_bytes = tensor.dtype().row_bytes(columns);
-    let mut out = vec![0.0; x.len() / columns * rows];
-    let mut weights = vec![0.0; columns];
-    for row in 0..rows {
-        dequantize(tensor.dtype(), &tensor.bytes()[row * row_bytes..(row + 1) * row_bytes], &mut weights);
-        for (token, x) in x.chunks_exact(columns).enumerate() {
-            out[token * rows + row] = weights.iter().zip(x).map(|(&w, x)| f64::from(w) * x).sum();
+    let (row_bytes, tokens) = (tensor.dtype().row_bytes(columns), x.len() / columns);
+    // By rows first, so that threads have parts of their own.
+    let mut by_rows = vec![0.0; tokens * rows];
+    let share = rows.div_ceil(std::thread::available_parallelism().map_or(1, usize::from));
+    std::thread::scope(|scope| {
+        for (part, out) in by_rows.chunks_mut(share * tokens).enumerate() {
+            scope.spawn(move || {
+                let mut weights = vec![0.0; columns];
+                for (i, out) in out.chunks_exact_mut(tokens).enumerate() {
+                    let row = part * share + i;
+                    let blocks = &tensor.bytes()[row * row_bytes..(row + 1) * row_bytes];
+                    dequantize(tensor.dtype(), blocks, &mut weights);
+                    for (out, x) in out.iter_mut().zip(x.chunks_exact(columns)) {
+                        *out = weights.iter().zip(x).map(|(&w, x)| f64::from(w) * x).sum();
+                    }
+                }
+            });
         }
-    }
-    out
+    });
+    (0..tokens * rows).map(|i| by_rows[i % rows * tokens + i / rows]).collect()
 }
 
 /// ‖a − b‖ / ‖b‖

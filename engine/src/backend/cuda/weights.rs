@@ -248,8 +248,8 @@ impl Loader {
         Ok(kernel)
     }
 
-    /// Waits until all matrices are whole.
-    pub(super) fn finish(self) -> Result<(), EngineError> {
+    /// Waits until all matrices taken in so far are whole.
+    pub(super) fn wait(&self) -> Result<(), EngineError> {
         self.context.bind_to_thread().call("cuCtxSetCurrent")?;
         for lane in &self.lanes {
             lane.stream.synchronize().call("cuStreamSynchronize after loading weights")?;
