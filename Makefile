@@ -15,22 +15,29 @@ ARGS ?=
 # The model's path: a file as it is, a name fetched first (the script's last line is the path).
 fetched = $$(if [ -f "$(1)" ]; then echo "$(1)"; else scripts/fetch-model.sh "$(1)" | tail -n 1; fi)
 
-.PHONY: help run test test-rust test-clients debug-binary test-full test-ui lint audit openapi bench bench-peer
+# What the tests and clippy build with. The compiler that it takes is installed first; a device is not needed.
+FEATURES = --features cuda
+# `make run` and `make bench` build for a CUDA device where there is a driver for one, or CUDA=1 says so (CUDA=0: not).
+CUDA ?= $(shell scripts/has-cuda-driver.sh && echo 1 || echo 0)
+RUN_FEATURES = $(if $(filter 1,$(CUDA)),$(FEATURES))
+
+.PHONY: help run test test-rust test-clients debug-binary test-full test-ui test-gpu lint audit openapi header \
+	bench bench-peer cuda-toolchain cuda-if-wanted sass-report
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 14
 
-run: ## Fetch the demo model, build, serve on 127.0.0.1:58439 (MODEL=name or path, ARGS=flags)
+run: cuda-if-wanted ## Fetch the demo model, build, serve on 127.0.0.1:58439 (MODEL=name or path, ARGS=flags)
 	@model=$(call fetched,$(MODEL)); \
-	exec cargo run --quiet --release -p m40llm -- run "$$model" $(ARGS)
+	exec cargo run --quiet --release -p m40llm $(RUN_FEATURES) -- run "$$model" $(ARGS)
 
-test: test-rust test-clients ## Everything that must hold: Rust, then the official SDKs against a live server
+test: test-rust sass-report test-clients ## Everything that must hold: Rust, the kernels' budgets, the official SDKs against a live server
 
-test-rust:
+test-rust: cuda-toolchain
 	scripts/fetch-model.sh smollm2
 	scripts/fetch-model.sh qwen2.5-coder-0.5b
 	scripts/fetch-vocabs.sh
-	cargo test --workspace
+	cargo test --workspace $(FEATURES)
 
 # The binary that `cargo test` has built for its own tests: no second debug build.
 test-clients: debug-binary
@@ -43,11 +50,17 @@ test-full: test-rust debug-binary ## As test, with larger counts and both models
 test-ui: debug-binary ## Swagger UI at /docs in headless Chromium, which this installs; pictures in target/ui
 	tests/ui/run.sh $(DEBUG_BINARY) "$(call fetched,smollm2)" $(CARGO_TARGET_DIR)/ui
 
-debug-binary:
-	cargo test --quiet --workspace --no-run
+test-gpu: cuda-toolchain ## Kernels, whole models and serving on a CUDA device, against the CPU; fails without a device
+	scripts/fetch-model.sh smollm2
+	cargo test -p m40llm-engine --features gpu-tests --lib -- --test-threads=1 gpu_tests
+	cargo test -p m40llm-engine --features gpu-tests --test gpu -- --test-threads=1
 
-lint: ## Format and clippy, warnings are errors
+debug-binary: cuda-toolchain
+	cargo test --quiet --workspace $(FEATURES) --no-run
+
+lint: cuda-toolchain ## Format and clippy, warnings are errors
 	cargo fmt --all --check
+	cargo clippy --workspace --all-targets $(FEATURES),gpu-tests -- -D warnings
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy -p m40llm --all-targets --no-default-features -- -D warnings
 
@@ -60,10 +73,24 @@ openapi: ## Regenerate openapi/openapi.json from the handlers
 	cargo run --quiet -p m40llm -- openapi > openapi/openapi.json.new
 	mv openapi/openapi.json.new openapi/openapi.json
 
-bench: ## Prompt and decode speed on this machine (MODEL=, ARGS=)
+header: ## Regenerate engine/include/m40llm.h from engine/src/ffi
+	cargo run --quiet -p m40llm-engine --example c_header
+
+bench: cuda-if-wanted ## Prompt and decode speed on this machine (MODEL=, ARGS=)
 	@model=$(call fetched,$(MODEL)); \
-	exec cargo run --quiet --release -p m40llm -- bench "$$model" $(ARGS)
+	exec cargo run --quiet --release -p m40llm $(RUN_FEATURES) -- bench "$$model" $(ARGS)
 
 bench-peer: ## The same figures beside llama.cpp's
 	cargo build --release -p m40llm
 	python3 scripts/bench-peer.py $(ARGS)
+
+cuda-toolchain: ## Install the compiler of the CUDA kernels into .cuda/ (nothing else of the system is touched)
+	@scripts/cuda-toolchain.sh compiler
+
+sass-report: cuda-toolchain ## Hold the kernels' sm_52 machine code against kernels/budgets.toml (ARGS=--all, --model)
+	@scripts/cuda-toolchain.sh disassembler
+	python3 scripts/sass/test_report.py
+	python3 scripts/sass_report.py $(filter --all --model,$(ARGS))
+
+cuda-if-wanted:
+	@$(if $(filter 1,$(CUDA)),scripts/cuda-toolchain.sh compiler)

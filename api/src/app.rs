@@ -4,7 +4,7 @@ use std::{
     future::Future,
     io,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -21,7 +21,7 @@ use m40llm_engine::{
     Engine,
     text::{ChatTemplate, PromptFormat, TextError},
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::SetOnce};
 use tower_http::{
     catch_panic::CatchPanicLayer,
     cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders},
@@ -52,6 +52,9 @@ pub struct ServerConfig {
     /// How long response headers wait for the first token, and how often a silent stream says that it
     /// lives.
     pub keep_alive: Duration,
+    /// Whether [`serve`] ends when the engine has failed, so that a supervisor starts the process again.
+    /// Without, requests are refused and `/health` says `failed` until somebody does.
+    pub exit_on_failure: bool,
 }
 
 impl ServerConfig {
@@ -64,6 +67,7 @@ impl ServerConfig {
             cors_origins: Vec::new(),
             max_queue: 256,
             keep_alive: Duration::from_secs(15),
+            exit_on_failure: true,
         }
     }
 }
@@ -74,7 +78,7 @@ pub struct AppState(Arc<Inner>);
 
 struct Inner {
     config: ServerConfig,
-    model: OnceLock<Arc<Model>>,
+    model: SetOnce<Arc<Model>>,
     draining: AtomicBool,
     metrics: Metrics,
 }
@@ -98,7 +102,7 @@ impl AppState {
     pub fn loading(config: ServerConfig) -> Self {
         Self(Arc::new(Inner {
             config,
-            model: OnceLock::new(),
+            model: SetOnce::new(),
             draining: AtomicBool::new(false),
             metrics: Metrics::default(),
         }))
@@ -129,12 +133,21 @@ impl AppState {
         }
     }
 
+    /// Returns the engine's last words when it has failed, and not before.
+    async fn failed(&self) -> String {
+        self.0.model.wait().await.engine.failed().await
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.0.model.get().and_then(|model| model.engine.failure())
+    }
+
     /// Whether requests would be served.
     pub fn health(&self) -> Health {
         match self.0.model.get() {
+            _ if self.failure().is_some() => Health::Failed,
             _ if self.0.draining.load(Ordering::SeqCst) => Health::Draining,
             None => Health::Loading,
-            Some(model) if model.engine.failure().is_some() => Health::Failed,
             Some(_) => Health::Ok,
         }
     }
@@ -313,6 +326,9 @@ const FLUSH: Duration = Duration::from_secs(10);
 
 /// Serves until `shutdown` is ready, then refuses new work, finishes what was taken while `/health` says
 /// `draining`, and returns.
+///
+/// An engine that fails has told every request so. When the configuration says so, the server then ends:
+/// what it has to say is delivered, and the failure returned.
 pub async fn serve(
     listener: TcpListener,
     state: AppState,
@@ -322,7 +338,12 @@ pub async fn serve(
     let graceful = {
         let state = state.clone();
         async move {
-            shutdown.await;
+            tokio::select! {
+                () = shutdown => {}
+                words = state.failed(), if state.config().exit_on_failure => {
+                    tracing::error!("{words}: ending, once the answers are delivered");
+                }
+            }
             state.drain();
             state.idle().await;
             let _ = drained.send(());
@@ -332,14 +353,18 @@ pub async fn serve(
     let listener = listener.tap_io(|tcp| {
         let _ = tcp.set_nodelay(true);
     });
-    let server = axum::serve(listener, app(state)).with_graceful_shutdown(graceful);
+    let server = axum::serve(listener, app(state.clone())).with_graceful_shutdown(graceful);
     tokio::select! {
-        result = server.into_future() => result,
+        result = server.into_future() => result?,
         () = async {
             // An error means that the server itself has returned, and with it the other arm.
             let _ = (&mut flush).await;
             tokio::time::sleep(FLUSH).await;
-        } => Ok(()),
+        } => {}
+    }
+    match state.failure() {
+        Some(words) => Err(io::Error::other(words)),
+        None => Ok(()),
     }
 }
 

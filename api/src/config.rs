@@ -11,12 +11,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use m40llm_engine::{BackendChoice, EngineConfig, KvType, text::PromptFormat};
+use m40llm_engine::{BackendChoice, DeviceId, EngineConfig, KvType, text::PromptFormat};
 
-pub(crate) use values::{Addr, Backend, addr, prompt_format};
+pub(crate) use values::{Addr, addr, prompt_format};
 use values::{
-    Origins, backend, boolean, cors_origins, ctx_size, device, kv_type, max_batch, max_queue, model_alias,
-    threads,
+    Backend, OnDeviceFailure, Origins, backend, boolean, cors_origins, ctx_size, device, kv_type, max_batch,
+    max_queue, model_alias, on_device_failure, threads, trace_file,
 };
 
 /// The command line or the configuration is wrong: exit code 2. One line.
@@ -30,9 +30,9 @@ pub(crate) struct ModelArgs {
     /// Where the model runs; auto takes a CUDA device where there is one, else the CPU [default: auto]
     #[arg(long, value_name = "auto|cuda|cpu", value_parser = backend)]
     backend: Option<Backend>,
-    /// Which CUDA device, counted from 0
-    #[arg(long, value_name = "N", value_parser = device)]
-    device: Option<usize>,
+    /// Which CUDA device: its number from 0, or its UUID (`m40llm devices` lists them)
+    #[arg(long, value_name = "N|GPU-UUID", value_parser = device)]
+    device: Option<DeviceId>,
     /// Refuse to start on anything but a CUDA device of compute capability 5.2 (Tesla M40)
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           value_parser = boolean)]
@@ -46,6 +46,13 @@ pub(crate) struct ModelArgs {
     /// How keys and values are stored [default: f16]
     #[arg(long, value_name = "f16|f32|q8", value_parser = kv_type)]
     kv_type: Option<KvType>,
+    /// Run small steps on a CUDA device as captured graphs [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          value_parser = boolean)]
+    cuda_graphs: Option<bool>,
+    /// Time every kernel on a CUDA device: at the end a table on stderr, and a Chrome trace in this file
+    #[arg(long, value_name = "FILE.json", value_parser = trace_file)]
+    trace_kernels: Option<PathBuf>,
     /// Read further settings from this TOML file; its keys are the flag names
     #[arg(long, value_name = "FILE.toml")]
     config: Option<PathBuf>,
@@ -78,6 +85,9 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           value_parser = boolean)]
     no_auth: Option<bool>,
+    /// Once the device has failed: exit, with code 1, or stay and refuse requests [default: exit]
+    #[arg(long, value_name = "exit|stay", value_parser = on_device_failure)]
+    on_device_failure: Option<OnDeviceFailure>,
     #[command(flatten)]
     model: ModelArgs,
 }
@@ -87,12 +97,10 @@ pub(crate) struct ServeArgs {
 pub(crate) struct ModelConfig {
     /// For the engine.
     pub engine: EngineConfig,
-    /// As asked for.
-    pub backend: Backend,
-    /// The CUDA device asked for.
-    pub device: Option<usize>,
-    /// Only compute capability 5.2 will do.
-    pub require_sm52: bool,
+    /// The settings that ask for a CUDA device, as flags; empty where any backend will do.
+    pub asked_device: String,
+    /// Where a trace of kernels goes.
+    pub trace_file: Option<PathBuf>,
 }
 
 /// What `run` works with.
@@ -111,6 +119,8 @@ pub(crate) struct ServeConfig {
     pub cors_origins: Vec<String>,
     /// Serve whoever asks.
     pub no_auth: bool,
+    /// End the process once the device has failed.
+    pub exit_on_failure: bool,
 }
 
 impl ModelArgs {
@@ -123,21 +133,38 @@ impl ModelArgs {
     fn resolve_in(self, layers: &Layers) -> Result<ModelConfig, ConfigError> {
         let backend = layers.pick(self.backend, "backend", backend)?.unwrap_or_default();
         let device = layers.pick(self.device, "device", device)?;
-        if backend == Backend::Cpu && device.is_some() {
-            return Err(ConfigError(
-                "device chooses a CUDA device and backend cpu uses none: leave one of the two out".into(),
-            ));
+        let require_sm52 = layers.pick(self.require_sm52, "require-sm52", boolean)?.unwrap_or(false);
+        for (asked, name) in [(device.is_some(), "device"), (require_sm52, "require-sm52")] {
+            if asked && backend == Backend::Cpu {
+                return Err(ConfigError(format!(
+                    "{name} asks for a CUDA device and backend cpu uses none: leave one of the two out"
+                )));
+            }
         }
+        let asked = [
+            (backend == Backend::Cuda).then(|| "--backend cuda".to_owned()),
+            device.as_ref().map(|id| format!("--device {id}")),
+            require_sm52.then(|| "--require-sm52".to_owned()),
+        ];
+        let asked_device = asked.into_iter().flatten().collect::<Vec<_>>().join(" ");
+        let backend = match backend {
+            Backend::Cpu => BackendChoice::Cpu,
+            Backend::Auto if asked_device.is_empty() => BackendChoice::Auto,
+            Backend::Auto | Backend::Cuda => BackendChoice::Cuda { device, require_sm52 },
+        };
         let defaults = EngineConfig::default();
         let engine = EngineConfig {
-            backend: if backend == Backend::Cpu { BackendChoice::Cpu } else { BackendChoice::Auto },
+            backend,
             ctx_size: layers.pick(self.ctx_size, "ctx-size", ctx_size)?,
             threads: layers.pick(self.threads, "threads", threads)?,
             kv_type: layers.pick(self.kv_type, "kv-type", kv_type)?.unwrap_or(defaults.kv_type),
+            cuda_graphs: layers
+                .pick(self.cuda_graphs, "cuda-graphs", boolean)?
+                .unwrap_or(defaults.cuda_graphs),
             ..defaults
         };
-        let require_sm52 = layers.pick(self.require_sm52, "require-sm52", boolean)?.unwrap_or(false);
-        Ok(ModelConfig { engine, backend, device, require_sm52 })
+        let trace_file = layers.pick(self.trace_kernels, "trace-kernels", trace_file)?;
+        Ok(ModelConfig { engine, asked_device, trace_file })
     }
 }
 
@@ -166,6 +193,10 @@ impl ServeArgs {
                 .unwrap_or_default(),
             cors_origins: layers.pick(self.cors_origins, "cors-origins", cors_origins)?.unwrap_or_default().0,
             no_auth: layers.pick(self.no_auth, "no-auth", boolean)?.unwrap_or(false),
+            exit_on_failure: layers
+                .pick(self.on_device_failure, "on-device-failure", on_device_failure)?
+                .unwrap_or_default()
+                == OnDeviceFailure::Exit,
         })
     }
 }
@@ -181,6 +212,8 @@ pub(crate) fn health_addr(flag: Option<Addr>) -> Result<Addr, ConfigError> {
 enum Kind {
     Text,
     Number,
+    /// A number, or a string.
+    Name,
     Truth,
 }
 
@@ -192,16 +225,19 @@ const KEYS: &[Key] = &[
     Key("addr", Kind::Text, |s| addr(s).map(drop)),
     Key("model-alias", Kind::Text, |s| model_alias(s).map(drop)),
     Key("backend", Kind::Text, |s| backend(s).map(drop)),
-    Key("device", Kind::Number, |s| device(s).map(drop)),
+    Key("device", Kind::Name, |s| device(s).map(drop)),
     Key("require-sm52", Kind::Truth, |s| boolean(s).map(drop)),
     Key("ctx-size", Kind::Number, |s| ctx_size(s).map(drop)),
     Key("max-batch", Kind::Number, |s| max_batch(s).map(drop)),
     Key("max-queue", Kind::Number, |s| max_queue(s).map(drop)),
     Key("threads", Kind::Number, |s| threads(s).map(drop)),
     Key("kv-type", Kind::Text, |s| kv_type(s).map(drop)),
+    Key("cuda-graphs", Kind::Truth, |s| boolean(s).map(drop)),
+    Key("trace-kernels", Kind::Text, |s| trace_file(s).map(drop)),
     Key("prompt-format", Kind::Text, |s| prompt_format(s).map(drop)),
     Key("cors-origins", Kind::Text, |s| cors_origins(s).map(drop)),
     Key("no-auth", Kind::Truth, |s| boolean(s).map(drop)),
+    Key("on-device-failure", Kind::Text, |s| on_device_failure(s).map(drop)),
 ];
 
 /// A variable's value by its name.
@@ -275,10 +311,11 @@ fn read_file(path: &Path) -> Result<Vec<(&'static str, String)>, ConfigError> {
             )));
         };
         let written = match (kind, value) {
-            (Kind::Text, toml::Value::String(s)) => Ok(s.clone()),
-            (Kind::Number, toml::Value::Integer(n)) => Ok(n.to_string()),
+            (Kind::Text | Kind::Name, toml::Value::String(s)) => Ok(s.clone()),
+            (Kind::Number | Kind::Name, toml::Value::Integer(n)) => Ok(n.to_string()),
             (Kind::Truth, toml::Value::Boolean(b)) => Ok(b.to_string()),
             (Kind::Text, _) => Err("a string in quotes is allowed"),
+            (Kind::Name, _) => Err("a whole number without quotes or a string in quotes is allowed"),
             (Kind::Number, _) => Err("a whole number without quotes is allowed"),
             (Kind::Truth, _) => Err("true and false, without quotes, are allowed"),
         };
@@ -320,7 +357,8 @@ mod tests {
 
     #[test]
     fn a_flag_wins_over_the_environment_and_that_over_the_file() {
-        let toml = "threads = 1\nctx-size = 10\nmax-batch = 100\nno-auth = true\nmodel-alias = \"filed\"";
+        let toml = "threads = 1\nctx-size = 10\nmax-batch = 100\nno-auth = true\nmodel-alias = \"filed\"\n\
+                    on-device-failure = \"stay\"";
         let env = &[("M40LLM_THREADS", "2"), ("M40LLM_CTX_SIZE", "20"), ("M40LLM_MODEL_ALIAS", "")];
         let args =
             ServeArgs { model: ModelArgs { threads: Some(3), ..Default::default() }, ..Default::default() };
@@ -329,7 +367,7 @@ mod tests {
         assert_eq!(config.model.engine.ctx_size, Some(20));
         assert_eq!(config.model.engine.max_batch, 100);
         assert_eq!(config.model_alias.as_deref(), Some("filed"), "an empty variable counts as absent");
-        assert!(config.no_auth);
+        assert!(config.no_auth && !config.exit_on_failure);
     }
 
     #[test]
@@ -338,14 +376,51 @@ mod tests {
         assert_eq!(config.addr.to_string(), "127.0.0.1:58439");
         assert_eq!(config.model.engine.max_queue, 256);
         assert_eq!(config.model.engine.kv_type, KvType::F16);
+        assert_eq!(config.model.engine.backend, BackendChoice::Auto);
         assert_eq!(config.prompt_format, PromptFormat::Auto);
-        assert!(!config.no_auth && !config.model.require_sm52);
+        assert!(!config.no_auth && config.model.asked_device.is_empty());
+        assert!(config.exit_on_failure);
     }
 
     #[test]
     fn a_flag_set_to_false_overrides_the_layers_below() {
         let args = ServeArgs { no_auth: Some(false), ..Default::default() };
         assert!(!serve(args, &[("M40LLM_NO_AUTH", "1")], "no-auth = true").expect("a configuration").no_auth);
+    }
+
+    #[test]
+    fn whatever_asks_for_a_device_asks_for_cuda() {
+        let uuid = || Some(DeviceId::Uuid("GPU-5f2c".into()));
+        for (toml, choice, asked) in [
+            ("backend = \"cpu\"", BackendChoice::Cpu, ""),
+            (
+                "device = 1",
+                BackendChoice::Cuda { device: Some(DeviceId::Index(1)), require_sm52: false },
+                "--device 1",
+            ),
+            (
+                "device = \"gpu-5F2C\"",
+                BackendChoice::Cuda { device: uuid(), require_sm52: false },
+                "--device GPU-5f2c",
+            ),
+            (
+                "require-sm52 = true",
+                BackendChoice::Cuda { device: None, require_sm52: true },
+                "--require-sm52",
+            ),
+            (
+                "backend = \"cuda\"\ndevice = 0\nrequire-sm52 = true",
+                BackendChoice::Cuda { device: Some(DeviceId::Index(0)), require_sm52: true },
+                "--backend cuda --device 0 --require-sm52",
+            ),
+        ] {
+            let model = serve(ServeArgs::default(), &[], toml).expect(toml).model;
+            assert_eq!((model.engine.backend, model.asked_device.as_str()), (choice, asked), "{toml}");
+        }
+        for toml in ["backend = \"cpu\"\ndevice = 0", "backend = \"cpu\"\nrequire-sm52 = true"] {
+            let error = serve(ServeArgs::default(), &[], toml).expect_err(toml).0;
+            assert!(error.contains("backend cpu"), "{error}");
+        }
     }
 
     #[test]
@@ -360,7 +435,10 @@ mod tests {
             ("thread = 2", &["\"thread\"", "m40llm.toml", "threads, kv-type"] as &[&str]),
             ("threads = \"2\"", &["\"threads\"", "m40llm.toml", "whole number"]),
             ("threads = 0", &["\"threads\"", "m40llm.toml", "from 1 to 1024"]),
+            ("device = \"M40\"", &["\"device\"", "m40llm.toml", "0 to 63", "UUID"]),
+            ("device = true", &["\"device\"", "m40llm.toml", "a string in quotes"]),
             ("backend = \"gpu\"", &["\"backend\"", "m40llm.toml", "auto, cuda, cpu"]),
+            ("on-device-failure = \"hang\"", &["\"on-device-failure\"", "exit, stay"]),
             ("no-auth = 1", &["\"no-auth\"", "m40llm.toml", "true and false"]),
             ("cors-origins = \"https://a/b\"", &["\"cors-origins\"", "https://app.example"]),
             ("addr = \"localhost\"", &["\"addr\"", "m40llm.toml", "HOST:PORT"]),

@@ -164,6 +164,20 @@ impl Metrics {
         one("m40llm_sequences_waiting", "gauge", "Sequences waiting for a place.", stats.waiting as u64);
         one("m40llm_kv_blocks_used", "gauge", "KV cache blocks in use.", stats.kv_blocks_used as u64);
         one("m40llm_kv_blocks", "gauge", "KV cache blocks in all.", stats.kv_blocks_total as u64);
+        let launches = stats.kernel_launches;
+        one(
+            "m40llm_kernel_launches_total",
+            "counter",
+            "Kernels launched on the device; 0 on a CPU.",
+            launches,
+        );
+        let syncs = stats.device_syncs;
+        one(
+            "m40llm_device_syncs_total",
+            "counter",
+            "Times the host waited for the device; 0 on a CPU.",
+            syncs,
+        );
         self.time_to_first_token.write(
             &mut out,
             "m40llm_time_to_first_token_seconds",
@@ -208,13 +222,18 @@ mod tests {
         for ms in [5, 20, 20, 700_000] {
             metrics.observe_first_token(Duration::from_millis(ms));
         }
-        let text = metrics.render(Stats { running: 2, ..Stats::default() });
+        let stats = Stats { running: 2, kernel_launches: 5, device_syncs: 3, ..Stats::default() };
+        let text = metrics.render(stats);
         assert!(text.contains("m40llm_time_to_first_token_seconds_bucket{le=\"0.01\"} 1\n"));
         assert!(text.contains("m40llm_time_to_first_token_seconds_bucket{le=\"0.025\"} 3\n"));
         assert!(text.contains("m40llm_time_to_first_token_seconds_bucket{le=\"120\"} 3\n"));
         assert!(text.contains("m40llm_time_to_first_token_seconds_bucket{le=\"+Inf\"} 4\n"));
         assert!(text.contains("m40llm_time_to_first_token_seconds_count 4\n"));
         assert!(text.contains("m40llm_sequences_running 2\n"));
+        assert!(
+            text.contains("# TYPE m40llm_kernel_launches_total counter\nm40llm_kernel_launches_total 5\n")
+        );
+        assert!(text.contains("# TYPE m40llm_device_syncs_total counter\nm40llm_device_syncs_total 3\n"));
     }
 
     #[test]

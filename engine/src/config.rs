@@ -1,11 +1,20 @@
 //! What the engine is told at start.
 
+use crate::{device::DeviceId, trace::SharedTrace};
+
 /// Where the model runs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum BackendChoice {
-    /// The best device there is.
+    /// A CUDA device where one is usable, else the CPU's fast paths.
     #[default]
     Auto,
+    /// A CUDA device or an error.
+    Cuda {
+        /// This one; `None`: the first of compute capability 5.2, else the first newer one.
+        device: Option<DeviceId>,
+        /// Nothing but compute capability 5.2 will do.
+        require_sm52: bool,
+    },
     /// The CPU's fast paths.
     Cpu,
     /// The plain f32 reference on the CPU: slow, exact, the oracle of the tests.
@@ -50,8 +59,12 @@ pub struct EngineConfig {
     pub threads: Option<usize>,
     /// Storage of keys and values.
     pub kv_type: KvType,
-    /// Most bytes for keys and values; `None`: half of the memory that is free.
+    /// Most bytes for keys and values; `None`: what the backend has for them.
     pub kv_memory: Option<u64>,
+    /// Capture steps of few sequences in CUDA graphs.
+    pub cuda_graphs: bool,
+    /// Time every kernel into this; `None`: do not.
+    pub trace: Option<SharedTrace>,
 }
 
 impl Default for EngineConfig {
@@ -64,6 +77,8 @@ impl Default for EngineConfig {
             threads: None,
             kv_type: KvType::F16,
             kv_memory: None,
+            cuda_graphs: true,
+            trace: None,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! What can go wrong, in the caller's words.
 
+use std::any::Any;
+
 use crate::{gguf::GgufError, text::TextError};
 
 /// A failure to load or to run a model.
@@ -14,9 +16,15 @@ pub enum EngineError {
     /// Metadata and tensors do not make a model this engine runs. Names the key or the tensor.
     #[error("{0}")]
     Model(String),
-    /// The backend failed. Names the call and what to do.
+    /// The backend failed in a step; the next one may work. Names the call and what to do.
     #[error("{0}")]
     Backend(String),
+    /// The device is gone or its context broken: no further step can work. Names the call and what to do.
+    #[error("the device has failed: {0}")]
+    DeviceLost(String),
+    /// No device like the one asked for can be used. Names what is there; the caller knows what was asked.
+    #[error("{0}")]
+    Device(String),
     /// The configuration asks for what cannot be had.
     #[error("{0}")]
     Config(String),
@@ -47,4 +55,10 @@ pub enum SubmitError {
     /// The worker has ended.
     #[error("the engine has stopped: {0}")]
     Stopped(String),
+}
+
+/// What a caught panic said.
+pub(crate) fn panic_words(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unknown cause")
 }

@@ -11,20 +11,22 @@ use std::{
 
 use tokio::sync::mpsc;
 
+#[cfg(feature = "cuda")]
+use crate::backend::cuda::{self, CudaBackend, CudaOptions};
 use crate::{
     backend::{
-        Backend, Capacity,
+        Backend, Capacity, Demand, NO_CUDA,
         cpu::{CpuBackend, CpuOptions, Isa, ReferenceBackend},
     },
     config::{BackendChoice, EngineConfig},
     error::{EngineError, SubmitError},
     gguf::{Gguf, Metadata},
-    info::ModelInfo,
+    info::{Described, ModelInfo},
     memory,
-    model::{Decoder, ModelConfig, Weights},
+    model::{Decoder, Mixture, ModelConfig, NamedShape, Weights},
     request::{Event, GenerateRequest},
     sched::Limits,
-    text::Tokenizer,
+    text::{self, Tokenizer},
     worker::{self, Job, Shared},
 };
 
@@ -72,6 +74,10 @@ pub struct Stats {
     pub prompt_tokens: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
+    /// Kernels launched on the device since it was opened; 0 on a CPU.
+    pub kernel_launches: u64,
+    /// Times the host has waited for the device; 0 on a CPU.
+    pub device_syncs: u64,
 }
 
 /// A loaded model and the thread that runs it. Cheap to clone; the last clone dropped ends the thread
@@ -102,14 +108,35 @@ impl Engine {
         config: &EngineConfig,
         progress: impl FnMut(LoadProgress),
     ) -> Result<Self, EngineError> {
+        Self::choose(&Source::File(path), config, progress)
+    }
+
+    /// A model of random weights in the dimensions of a known one, for benchmarks: no file, and no text worth
+    /// reading.
+    pub fn random(named: &NamedShape, mixture: Mixture, config: &EngineConfig) -> Result<Self, EngineError> {
+        Self::choose(&Source::Shape(named, mixture), config, |_| {})
+    }
+
+    /// The one place where a backend is chosen.
+    fn choose(
+        source: &Source<'_>,
+        config: &EngineConfig,
+        progress: impl FnMut(LoadProgress),
+    ) -> Result<Self, EngineError> {
         let threads =
             config.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
+        #[cfg(feature = "cuda")]
+        if let Some(device) = cuda::device::chosen(&config.backend)? {
+            let options = CudaOptions { graphs: config.cuda_graphs, trace: config.trace.clone() };
+            return Self::start(source, config, CudaBackend::new(device, options)?, progress);
+        }
         match config.backend {
             BackendChoice::Auto | BackendChoice::Cpu => {
                 let backend = CpuBackend::new(CpuOptions { threads, isa: Isa::detect() })?;
-                Self::load_on(path, config, backend, progress)
+                Self::start(source, config, backend, progress)
             }
-            BackendChoice::Reference => Self::load_on(path, config, ReferenceBackend::new(threads), progress),
+            BackendChoice::Reference => Self::start(source, config, ReferenceBackend::new(threads), progress),
+            BackendChoice::Cuda { .. } => Err(EngineError::Device(NO_CUDA.into())),
         }
     }
 
@@ -117,36 +144,57 @@ impl Engine {
     pub fn load_on<B: Backend>(
         path: &Path,
         config: &EngineConfig,
+        backend: B,
+        progress: impl FnMut(LoadProgress),
+    ) -> Result<Self, EngineError> {
+        Self::start(&Source::File(path), config, backend, progress)
+    }
+
+    fn start<B: Backend>(
+        source: &Source<'_>,
+        config: &EngineConfig,
         mut backend: B,
         mut progress: impl FnMut(LoadProgress),
     ) -> Result<Self, EngineError> {
         if config.max_batch == 0 || config.max_batch > MAX_BATCH {
             return Err(EngineError::Config(format!("max-batch must be 1 to {MAX_BATCH}")));
         }
-        let file = Gguf::open(path)?;
-        let model = ModelConfig::from_gguf(&file)?;
-        let tokenizer = Arc::new(Tokenizer::from_metadata(file.metadata())?);
-        let total = file.tensors().iter().map(|t| t.range.len() as u64).sum();
-        let weights = Weights::load(&file, &model.architecture, &model.shape, &mut backend, &mut |done| {
-            progress(LoadProgress { done, total });
-        })?;
-
-        let plan = memory::plan(&model, config, memory::available())?;
+        let Opened { model, metadata, described, tensors } = source.open()?;
+        let tokenizer = Arc::new(Tokenizer::from_metadata(&metadata)?);
         let limits = Limits {
             tokens: STEP_TOKENS.max(config.max_batch),
             sequences: config.max_batch,
             logit_rows: LOGIT_ROWS.max(config.max_batch),
         };
-        let capacity = Capacity {
+        let mut capacity = Capacity {
             tokens: limits.tokens,
             sequences: limits.sequences,
             logit_rows: limits.logit_rows,
-            kv_blocks: plan.kv_blocks,
+            kv_blocks: 0,
             kv_type: config.kv_type,
+        };
+        let matrices = described.matrices.iter();
+        let room = backend.kv_room(&Demand {
+            weights: matrices.map(|&(dtype, rows, cols)| backend.stored_bytes(dtype, rows, cols)).sum(),
+            shape: &model.shape,
+            capacity: &capacity,
+            ctx_size: config.ctx_size,
+        })?;
+        let plan = memory::plan(&model, config, room)?;
+        capacity.kv_blocks = plan.kv_blocks;
+
+        let total = described.size_bytes;
+        let weights = match tensors {
+            Tensors::Random(named, mixture) => Weights::random(named, mixture, &mut backend)?,
+            Tensors::File(file) => {
+                Weights::load(&file, &model.architecture, &model.shape, &mut backend, &mut |done| {
+                    progress(LoadProgress { done, total });
+                })?
+            }
         };
         backend.allocate(&model.shape, &capacity)?;
 
-        let info = ModelInfo::new(&file, &model, &plan, backend.describe());
+        let info = ModelInfo::new(described, &model, &plan, &backend);
         let shared = Arc::new(Shared::default());
         let (jobs, inbox) = mpsc::unbounded_channel();
         let decoder = Decoder::new(backend, weights);
@@ -157,7 +205,7 @@ impl Engine {
             .map_err(|e| EngineError::Backend(format!("cannot start the worker thread: {e}")))?;
         let inner = Inner {
             info,
-            metadata: file.metadata().clone(),
+            metadata,
             tokenizer,
             jobs,
             shared,
@@ -187,11 +235,11 @@ impl Engine {
     /// Queues a request. Never blocks.
     pub fn submit(&self, request: GenerateRequest) -> Result<Generation, SubmitError> {
         let inner = &*self.inner;
-        if inner.draining.load(Ordering::Relaxed) {
-            return Err(SubmitError::Draining);
-        }
         if let Some(words) = self.failure() {
             return Err(SubmitError::Stopped(words));
+        }
+        if inner.draining.load(Ordering::Relaxed) {
+            return Err(SubmitError::Draining);
         }
         self.check(&request)?;
         let place = Place::take(&inner.active, inner.max_active)
@@ -239,9 +287,55 @@ impl Engine {
         self.inner.active.load(Ordering::Relaxed) > 0
     }
 
+    /// Returns the worker's last words when it has ended by a failure, and not before.
+    pub async fn failed(&self) -> String {
+        // The worker alone closes this channel's other end, after it has said why.
+        self.inner.jobs.closed().await;
+        self.failure().unwrap_or_else(|| "its worker thread is gone".into())
+    }
+
     /// The worker's last words, when it has ended by a failure.
     pub fn failure(&self) -> Option<String> {
         lock(&self.inner.shared.failure).clone()
+    }
+}
+
+/// Where a model comes from.
+enum Source<'a> {
+    File(&'a Path),
+    Shape(&'a NamedShape, Mixture),
+}
+
+/// A model before its weights.
+struct Opened<'a> {
+    model: ModelConfig,
+    metadata: Metadata,
+    described: Described,
+    tensors: Tensors<'a>,
+}
+
+/// Where its weights come from.
+enum Tensors<'a> {
+    File(Gguf),
+    Random(&'a NamedShape, Mixture),
+}
+
+impl<'a> Source<'a> {
+    fn open(&self) -> Result<Opened<'a>, EngineError> {
+        match *self {
+            Source::File(path) => {
+                let file = Gguf::open(path)?;
+                let model = ModelConfig::from_gguf(&file)?;
+                let (metadata, described) = (file.metadata().clone(), Described::of_file(&file));
+                Ok(Opened { model, metadata, described, tensors: Tensors::File(file) })
+            }
+            Source::Shape(named, mixture) => {
+                let model = named.config();
+                let metadata = text::numbered_vocabulary(model.shape.vocab);
+                let described = Described::of_shape(named, mixture);
+                Ok(Opened { model, metadata, described, tensors: Tensors::Random(named, mixture) })
+            }
+        }
     }
 }
 

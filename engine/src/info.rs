@@ -2,7 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use crate::{gguf::Gguf, memory::Plan, model::ModelConfig, sched::BLOCK_TOKENS};
+use crate::{
+    backend::Backend,
+    gguf::{DType, Gguf},
+    memory::Plan,
+    model::{Mixture, ModelConfig, NamedShape},
+    sched::BLOCK_TOKENS,
+};
 
 /// What is loaded, for `/v1/models`, `inspect` and logs.
 #[derive(Debug, Clone)]
@@ -29,27 +35,73 @@ pub struct ModelInfo {
     pub layers: usize,
     /// The backend in words, such as `cpu (avx512-vnni, 2 threads)`.
     pub backend: String,
+    /// What a user should know of the device, one line each.
+    pub notices: Vec<String>,
     /// Tokens the KV pool holds, over all sequences.
     pub kv_tokens: usize,
     /// Bytes of the KV pool.
     pub kv_bytes: u64,
 }
 
-impl ModelInfo {
-    pub(crate) fn new(file: &Gguf, model: &ModelConfig, plan: &Plan, backend: String) -> Self {
-        let metadata = file.metadata();
+/// A model's description before a backend has it.
+pub(crate) struct Described {
+    name: Option<String>,
+    quantization: String,
+    parameters: u64,
+    /// Bytes of tensor data.
+    pub(crate) size_bytes: u64,
+    /// Type, rows and columns of each matrix.
+    pub(crate) matrices: Vec<(DType, usize, usize)>,
+}
+
+impl Described {
+    pub(crate) fn of_file(file: &Gguf) -> Self {
+        let tensors = file.tensors();
+        let matrices = tensors.iter().filter(|t| t.dims.len() > 1);
         Self {
-            name: metadata.str("general.name").ok().flatten().map(str::to_owned),
-            architecture: model.architecture.clone(),
+            name: file.metadata().str("general.name").ok().flatten().map(str::to_owned),
             quantization: quantization(file),
-            parameters: file.tensors().iter().map(|t| t.dims.iter().product::<usize>() as u64).sum(),
-            size_bytes: file.tensors().iter().map(|t| t.range.len() as u64).sum(),
+            parameters: tensors.iter().map(|t| t.dims.iter().product::<usize>() as u64).sum(),
+            size_bytes: tensors.iter().map(|t| t.range.len() as u64).sum(),
+            matrices: matrices.map(|t| (t.dtype, t.dims[1..].iter().product(), t.dims[0])).collect(),
+        }
+    }
+
+    pub(crate) fn of_shape(named: &NamedShape, mixture: Mixture) -> Self {
+        let matrices = named.matrices(mixture);
+        Self {
+            name: Some(named.name.to_owned()),
+            quantization: mixture.name(),
+            parameters: matrices.iter().map(|&(_, rows, cols)| (rows * cols) as u64).sum(),
+            size_bytes: matrices
+                .iter()
+                .map(|&(dtype, rows, cols)| (rows * dtype.row_bytes(cols)) as u64)
+                .sum(),
+            matrices,
+        }
+    }
+}
+
+impl ModelInfo {
+    pub(crate) fn new<B: Backend>(
+        described: Described,
+        model: &ModelConfig,
+        plan: &Plan,
+        backend: &B,
+    ) -> Self {
+        Self {
+            name: described.name,
+            architecture: model.architecture.clone(),
+            quantization: described.quantization,
+            parameters: described.parameters,
+            size_bytes: described.size_bytes,
             ctx_size: plan.ctx_size,
             ctx_train: model.ctx_train,
             vocab_size: model.shape.vocab,
             embedding_length: model.shape.dim,
             layers: model.shape.layers,
-            backend,
+            backend: backend.describe(),
+            notices: backend.notices(),
             kv_tokens: plan.kv_blocks * BLOCK_TOKENS,
             kv_bytes: (plan.kv_blocks * BLOCK_TOKENS * plan.token_bytes) as u64,
         }

@@ -11,14 +11,18 @@
 //! | [`model`] | configuration from metadata, weights by name, the decoder written once |
 //! | [`sched`] | integers only: sequences, block pool, batches |
 //! | [`backend`] | the `Backend` trait and its implementations |
+//! | [`device`] | CUDA devices as data: chosen and judged without a driver |
 //! | [`sampling`] | logits and parameters to a token |
 //! | [`handle`], `worker` | the public handle and the thread behind it |
+//! | [`ffi`] | the same for C: `m40llm_*`, `include/m40llm.h` |
 //!
 //! Knows nothing of HTTP or of anybody's JSON.
 
 pub mod backend;
 pub mod config;
+pub mod device;
 pub mod error;
+pub mod ffi;
 pub mod gguf;
 pub mod handle;
 pub mod info;
@@ -28,9 +32,11 @@ pub mod request;
 pub mod sampling;
 pub mod sched;
 pub mod text;
+pub mod trace;
 mod worker;
 
 pub use config::{BackendChoice, EngineConfig, KvType};
+pub use device::DeviceId;
 pub use error::{EngineError, SubmitError};
 pub use handle::{Engine, Generation, LoadProgress, Stats};
 pub use info::ModelInfo;

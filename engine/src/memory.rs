@@ -25,29 +25,29 @@ pub fn kv_bytes_per_token(model: &ModelConfig, kv_type: KvType) -> usize {
 }
 
 /// Sizes the pool: every sequence of a full batch at full length if the memory for it holds that (pages
-/// never touched cost nothing), else what it holds. That memory is `config.kv_memory`, or half of what is
-/// `available`.
-pub fn plan(model: &ModelConfig, config: &EngineConfig, available: u64) -> Result<Plan, EngineError> {
+/// never touched cost nothing), else what it holds. That memory is `config.kv_memory`, or the backend's
+/// `room`, in bytes.
+pub fn plan(model: &ModelConfig, config: &EngineConfig, room: u64) -> Result<Plan, EngineError> {
     let token_bytes = kv_bytes_per_token(model, config.kv_type);
-    let memory = config.kv_memory.unwrap_or(available / 2);
-    let room = (memory / token_bytes as u64) as usize / BLOCK_TOKENS * BLOCK_TOKENS;
+    let memory = config.kv_memory.unwrap_or(room);
+    let tokens = (memory / token_bytes as u64) as usize / BLOCK_TOKENS * BLOCK_TOKENS;
     let ctx_size = match config.ctx_size {
         Some(0) => return Err(EngineError::Config("ctx-size must be at least 1".into())),
-        Some(asked) if asked > room => {
+        Some(asked) if asked > tokens => {
             return Err(EngineError::Config(format!(
-                "ctx-size {asked} needs {} MB for keys and values; the {} MB there are for it hold {room} tokens: \
+                "ctx-size {asked} needs {} MB for keys and values; the {} MB there are for it hold {tokens} tokens: \
                  lower --ctx-size or choose a smaller --kv-type",
                 (asked as u64).saturating_mul(token_bytes as u64).div_ceil(1_000_000),
                 memory / 1_000_000
             )));
         }
         Some(asked) => asked,
-        None => model.ctx_train.min(room),
+        None => model.ctx_train.min(tokens),
     };
     if ctx_size == 0 {
         return Err(EngineError::Config("there is no memory for keys and values".into()));
     }
-    let kv_blocks = blocks_for(ctx_size).saturating_mul(config.max_batch).min(room / BLOCK_TOKENS);
+    let kv_blocks = blocks_for(ctx_size).saturating_mul(config.max_batch).min(tokens / BLOCK_TOKENS);
     Ok(Plan { ctx_size, kv_blocks, token_bytes })
 }
 

@@ -9,8 +9,8 @@ use std::{
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::TryRecvError};
 
 use crate::{
-    backend::Backend,
-    error::EngineError,
+    backend::{Backend, Counters, Need, Row},
+    error::{EngineError, panic_words},
     handle::{Place, Stats, lock},
     model::Decoder,
     request::{Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage},
@@ -31,12 +31,12 @@ pub(crate) struct Job {
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     pub(crate) stats: Mutex<Stats>,
-    /// Set once, when the worker ends by a panic.
+    /// Set once, when the worker ends by a lost device or a panic.
     pub(crate) failure: Mutex<Option<String>>,
 }
 
-/// Runs until every [`crate::Engine`] is gone and the work is done. A panic fails the running requests,
-/// leaves its words in `shared` and ends the thread; it never leaves a client waiting.
+/// Runs until every [`crate::Engine`] is gone and the work is done. A lost device or a panic fails all
+/// requests, leaves its words in `shared` and ends the thread; it never leaves a client waiting.
 pub(crate) fn run<B: Backend>(
     decoder: Decoder<B>,
     tokenizer: &Tokenizer,
@@ -52,20 +52,19 @@ pub(crate) fn run<B: Backend>(
         running: HashMap::new(),
         inbox,
         next_id: 0,
+        needs: Vec::new(),
         shared,
         stats: Stats { kv_blocks_total: kv_blocks, ..Stats::default() },
     };
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| worker.serve())) {
-        let words = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("unknown cause");
-        let words = format!("the model's worker failed: {words}");
-        *lock(&shared.failure) = Some(words.clone());
-        worker.inbox.close();
-        worker.fail_all(&EngineError::Backend(words));
-    }
+    let failure = match catch_unwind(AssertUnwindSafe(|| worker.serve())) {
+        Ok(Ok(())) => return,
+        Ok(Err(lost)) => lost,
+        Err(panic) => EngineError::Backend(format!("the model's worker failed: {}", panic_words(&*panic))),
+    };
+    // In this order: who is refused, or finds the inbox closed, finds the reason too.
+    *lock(&shared.failure) = Some(failure.to_string());
+    worker.inbox.close();
+    worker.fail_all(&failure);
 }
 
 struct Worker<'a, B: Backend> {
@@ -76,12 +75,15 @@ struct Worker<'a, B: Backend> {
     running: HashMap<SequenceId, Running>,
     inbox: UnboundedReceiver<Job>,
     next_id: u64,
+    /// What the step's requests need of each row of logits.
+    needs: Vec<Need>,
     shared: &'a Shared,
     stats: Stats,
 }
 
 impl<B: Backend> Worker<'_, B> {
-    fn serve(&mut self) {
+    /// An error is fatal: no further step can work.
+    fn serve(&mut self) -> Result<(), EngineError> {
         let (mut batch, mut planned) = (Batch::default(), Vec::new());
         self.publish();
         while self.receive() {
@@ -91,12 +93,13 @@ impl<B: Backend> Worker<'_, B> {
             self.stats.running = self.scheduler.running();
             if !batch.tokens.is_empty() {
                 self.publish();
-                self.step(&batch, &planned);
+                self.step(&batch, &planned)?;
             }
             self.stats.waiting = self.scheduler.waiting();
             self.stats.running = self.scheduler.running();
             self.publish();
         }
+        Ok(())
     }
 
     /// Takes new requests in; sleeps while there is nothing to do. False when no more can come and
@@ -136,23 +139,35 @@ impl<B: Backend> Worker<'_, B> {
         });
     }
 
-    fn step(&mut self, batch: &Batch, planned: &[Planned]) {
-        let logits = match self.decoder.forward(batch) {
-            Ok(logits) => logits,
-            Err(error) => {
-                self.fail_all(&error);
-                return;
+    /// A step that fails ends the requests it was for; only a lost device ends the others too.
+    fn step(&mut self, batch: &Batch, planned: &[Planned]) -> Result<(), EngineError> {
+        self.needs.clear();
+        self.needs.resize(batch.logit_rows.len(), Need::All);
+        for plan in planned {
+            if let Some(request) = self.running.get(&plan.id) {
+                self.needs[plan.first_row..plan.first_row + plan.rows].fill(request.need());
             }
-        };
+        }
+        match self.decoder.forward(batch, &self.needs) {
+            Ok(()) => {}
+            Err(lost @ EngineError::DeviceLost(_)) => return Err(lost),
+            Err(error) => {
+                tracing::error!(%error, "a step failed, and with it its requests");
+                for plan in planned {
+                    self.fail(plan.id, &error);
+                }
+                return Ok(());
+            }
+        }
         self.stats.steps += 1;
-        let vocab = if batch.logit_rows.is_empty() { 0 } else { logits.len() / batch.logit_rows.len() };
+        let decoder = &self.decoder;
         for plan in planned {
             let Some(request) = self.running.get_mut(&plan.id) else { continue };
-            let rows = &logits[plan.first_row * vocab..(plan.first_row + plan.rows) * vocab];
             if plan.samples && request.generated == 0 {
                 self.stats.prompt_tokens += request.prompt.len() as u64;
             }
-            match request.advance(self.tokenizer, plan, rows, vocab) {
+            let row = |i: usize| decoder.row(plan.first_row + i);
+            match request.advance(self.tokenizer, plan, row) {
                 Progress::Prompt => {}
                 Progress::Token(token) => {
                     self.stats.generated_tokens += 1;
@@ -165,21 +180,33 @@ impl<B: Backend> Worker<'_, B> {
                 }
             }
         }
+        Ok(())
+    }
+
+    fn fail(&mut self, id: SequenceId, error: &EngineError) {
+        self.scheduler.remove(id);
+        if let Some(request) = self.running.remove(&id) {
+            request.emit(Event::Failed(error.clone()));
+        }
     }
 
     fn fail_all(&mut self, error: &EngineError) {
-        for (id, request) in self.running.drain() {
-            self.scheduler.remove(id);
-            request.emit(Event::Failed(error.clone()));
+        let ids: Vec<_> = self.running.keys().copied().collect();
+        for id in ids {
+            self.fail(id, error);
         }
         while let Ok(job) = self.inbox.try_recv() {
             let _ = job.events.send(Event::Failed(error.clone()));
         }
+        (self.stats.waiting, self.stats.running) = (0, 0);
+        self.publish();
     }
 
     fn publish(&mut self) {
         let pool = self.scheduler.pool();
         self.stats.kv_blocks_used = pool.total() - pool.free();
+        let Counters { launches, syncs } = self.decoder.counters();
+        (self.stats.kernel_launches, self.stats.device_syncs) = (launches, syncs);
         *lock(&self.shared.stats) = self.stats;
     }
 }
@@ -227,11 +254,21 @@ impl Running {
         }
     }
 
+    /// What the next step's logits are looked at for.
+    fn need(&self) -> Need {
+        let scores = self.logprobs.is_some() || self.prompt_logprobs.is_some();
+        if scores { Need::All } else { self.sampler.need() }
+    }
+
     /// Uses a step's logits: scores prompt tokens, samples the next one, emits what is settled.
-    fn advance(&mut self, tokenizer: &Tokenizer, plan: &Planned, rows: &[f32], vocab: usize) -> Progress {
-        let row = |i: usize| &rows[i * vocab..(i + 1) * vocab];
+    fn advance<'r>(
+        &mut self,
+        tokenizer: &Tokenizer,
+        plan: &Planned,
+        row: impl Fn(usize) -> Row<'r>,
+    ) -> Progress {
         if self.prompt_logprobs.is_some() && self.generated == 0 {
-            self.score_prompt(plan, row);
+            self.score_prompt(plan, &row);
         }
         if !plan.samples {
             return Progress::Prompt;
@@ -248,7 +285,10 @@ impl Running {
         if !self.ignore_eos && tokenizer.is_end_of_generation(token) {
             return self.finish(FinishReason::Stop);
         }
-        let logprob = self.logprobs.map(|n| logprob_of(logits, token, n));
+        let logprob = match (self.logprobs, logits) {
+            (Some(n), Row::All(logits)) => Some(logprob_of(logits, token, n)),
+            _ => None,
+        };
         let bytes = if tokenizer.is_control(token) { &[][..] } else { tokenizer.token_bytes(token) };
         let (piece, stopped) = self.output.push(TokenOut { id: token, logprob }, bytes);
         if let Some(event) = piece {
@@ -264,15 +304,15 @@ impl Running {
     }
 
     /// Row `i` predicts the prompt token at `plan.position + i + 1`.
-    fn score_prompt<'r>(&mut self, plan: &Planned, row: impl Fn(usize) -> &'r [f32]) {
+    fn score_prompt<'r>(&mut self, plan: &Planned, row: impl Fn(usize) -> Row<'r>) {
         let top = self.prompt_logprobs.unwrap_or(0);
         if plan.position == 0 {
             let logprob = TokenLogprob { logprob: None, top: Vec::new() };
             self.scored.push(TokenOut { id: self.prompt[0], logprob: Some(logprob) });
         }
         for i in 0..plan.rows {
-            if let Some(&id) = self.prompt.get(plan.position + i + 1) {
-                self.scored.push(TokenOut { id, logprob: Some(logprob_of(row(i), id, top)) });
+            if let (Some(&id), Row::All(logits)) = (self.prompt.get(plan.position + i + 1), row(i)) {
+                self.scored.push(TokenOut { id, logprob: Some(logprob_of(logits, id, top)) });
             }
         }
         if plan.samples {

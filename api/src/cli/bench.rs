@@ -10,13 +10,16 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use m40llm_engine::{
-    Engine, Event, GenerateRequest, Generation, KvType, SamplingParams, gguf::Gguf,
-    memory::kv_bytes_per_token, model::ModelConfig,
+    Engine, Event, GenerateRequest, Generation, KvType, SamplingParams, backend,
+    gguf::Gguf,
+    memory::kv_bytes_per_token,
+    model::{Mixture, ModelConfig, NamedShape},
+    trace::{KernelTrace, SharedTrace},
 };
 use serde::Serialize;
 
-use super::{load, print};
-use crate::config::{ConfigError, ModelArgs};
+use super::{Tracing, load, print};
+use crate::config::{ConfigError, ModelArgs, ModelConfig as ModelSettings};
 
 /// Bytes that one copy moves each way: far more than a cache holds.
 const COPY_BYTES: usize = 256 << 20;
@@ -33,11 +36,18 @@ const COPY_REPETITIONS: usize = 5;
 Examples:
   m40llm bench model.gguf
   m40llm bench model.gguf -p 512 -n 128 -b 1 --threads 2
-  m40llm bench model.gguf -p 0 -n 64 -b 1,4,16 --depth 2048 --json")]
+  m40llm bench model.gguf -p 0 -n 64 -b 1,4,16 --depth 2048 --json
+  m40llm bench --shape llama3-8b --quant q4_k_m -b 1,16 --per-kernel")]
 pub(crate) struct Args {
     /// The model, a GGUF file (of a split one, the first part)
-    #[arg(value_name = "MODEL.gguf")]
-    model: PathBuf,
+    #[arg(value_name = "MODEL.gguf", required_unless_present = "shape", conflicts_with = "shape")]
+    model: Option<PathBuf>,
+    /// Instead of a file: random weights in the dimensions of a known model, such as llama3-8b
+    #[arg(long, value_name = "NAME", value_parser = NamedShape::find, requires = "quant")]
+    shape: Option<&'static NamedShape>,
+    /// The type of a shape's weights, such as `q4_k_m`, `q8_0` or f16
+    #[arg(long, value_name = "TYPE", value_parser = Mixture::find, requires = "shape")]
+    quant: Option<Mixture>,
     /// Tokens in a prompt; 0 leaves the prompt tests out
     #[arg(short = 'p', long = "prompt", value_name = "N", default_value_t = 512)]
     prompt: usize,
@@ -58,6 +68,9 @@ pub(crate) struct Args {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    /// After the table, what each kernel took on the device; measured in further runs, as timing slows a step
+    #[arg(long, conflicts_with = "json")]
+    per_kernel: bool,
     #[command(flatten)]
     settings: ModelArgs,
 }
@@ -107,7 +120,14 @@ pub(crate) fn execute(mut args: Args) -> anyhow::Result<()> {
     }
     config.engine.max_batch = widest;
     config.engine.max_queue = config.engine.max_queue.max(widest);
-    let engine = load(&args.model, &config)?;
+    let _tracing = Tracing::start(&mut config);
+    // Before the model takes the memory that the copy wants.
+    let copy_gb_per_s = match backend::copy_speed(&config.engine.backend)? {
+        Some(speed) => speed,
+        None => copy_speed(config.engine.threads.unwrap_or_else(cores)),
+    };
+    let model = Model::of(&args)?;
+    let engine = model.load(&config)?;
     let info = engine.info();
     if info.kv_tokens < widest * longest {
         bail!(
@@ -115,24 +135,106 @@ pub(crate) fn execute(mut args: Args) -> anyhow::Result<()> {
             info.kv_tokens
         );
     }
-    let threads =
-        config.engine.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, Into::into));
     let bench = Bench {
-        traffic: Traffic::read(&args.model, config.engine.kv_type)?,
-        copy_gb_per_s: copy_speed(threads),
+        traffic: model.traffic(config.engine.kv_type)?,
+        copy_gb_per_s,
         repetitions: args.repetitions,
         depth: args.depth,
         engine: &engine,
     };
     let report = Report {
         device: info.backend.clone(),
-        model: args.model.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+        model: model.name(),
         quant: info.quantization.clone(),
         copy_gb_per_s: bench.copy_gb_per_s,
         results: bench.all(&args)?,
     };
     let text = if args.json { serde_json::to_string(&report)? + "\n" } else { table(&report, &engine) };
-    Ok(print(&text)?)
+    print(&text)?;
+    if args.per_kernel {
+        drop(engine);
+        print(&per_kernel(&args, &model, config)?)?;
+    }
+    Ok(())
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, Into::into)
+}
+
+/// What is measured.
+enum Model<'a> {
+    File(&'a Path),
+    Shape(&'static NamedShape, Mixture),
+}
+
+impl<'a> Model<'a> {
+    fn of(args: &'a Args) -> anyhow::Result<Self> {
+        match (&args.model, args.shape, args.quant) {
+            (Some(path), None, None) => Ok(Self::File(path)),
+            (None, Some(shape), Some(mixture)) => Ok(Self::Shape(shape, mixture)),
+            _ => Err(ConfigError("either MODEL.gguf, or --shape and --quant".into()).into()),
+        }
+    }
+
+    fn load(&self, config: &ModelSettings) -> anyhow::Result<Engine> {
+        match *self {
+            Self::File(path) => load(path, config),
+            Self::Shape(shape, mixture) => Ok(Engine::random(shape, mixture, &config.engine)?),
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Self::File(path) => path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+            Self::Shape(shape, _) => shape.name.to_owned(),
+        }
+    }
+
+    fn traffic(&self, kv_type: KvType) -> anyhow::Result<Traffic> {
+        match *self {
+            Self::File(path) => Traffic::read(path, kv_type),
+            Self::Shape(shape, mixture) => Ok(Traffic::of_shape(shape, mixture, kv_type)),
+        }
+    }
+}
+
+/// Each test once more with every kernel timed: a table a test.
+fn per_kernel(args: &Args, model: &Model<'_>, mut config: ModelSettings) -> anyhow::Result<String> {
+    let trace = SharedTrace::default();
+    config.engine.trace = Some(SharedTrace::clone(&trace));
+    let engine = model.load(&config)?;
+    let traffic = model.traffic(config.engine.kv_type)?;
+    let bench = Bench { traffic, copy_gb_per_s: 1.0, repetitions: 1, depth: args.depth, engine: &engine };
+    let mut out = String::new();
+    let mut one = |title: String, run: &dyn Fn() -> anyhow::Result<Sample>| -> anyhow::Result<()> {
+        run()?;
+        with(&trace, KernelTrace::clear);
+        run()?;
+        let table = with(&trace, |trace| trace.table());
+        // Writing to a String cannot fail.
+        let _ = if table.lines().count() > 1 {
+            write!(out, "\n{title}\n{table}")
+        } else {
+            writeln!(out, "\n{title}: no kernels ran on a device")
+        };
+        Ok(())
+    };
+    for &batch in &args.batch {
+        if args.prompt > 0 {
+            one(format!("pp{} batch {batch}", args.prompt), &|| bench.prompt(batch, args.prompt))?;
+        }
+        if args.decode > 0 {
+            let limit = args.decode_limit(batch);
+            one(format!("tg{} batch {batch}", args.decode), &|| bench.decode(batch, args.decode, limit))?;
+        }
+    }
+    Ok(out)
+}
+
+/// A look into the trace, whose data stay valid wherever a holder may have panicked.
+fn with<T>(trace: &SharedTrace, look: impl FnOnce(&mut KernelTrace) -> T) -> T {
+    look(&mut trace.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
 }
 
 impl Args {
@@ -175,6 +277,13 @@ impl Traffic {
         let bytes = read.map(|t| t.dims[1..].iter().product::<usize>() * t.dtype.row_bytes(t.dims[0]));
         let kv_per_token = kv_bytes_per_token(&ModelConfig::from_gguf(&file)?, kv_type) as u64;
         Ok(Self { weights: bytes.sum::<usize>() as u64, kv_per_token })
+    }
+
+    fn of_shape(shape: &NamedShape, mixture: Mixture, kv_type: KvType) -> Self {
+        let matrices = shape.matrices(mixture);
+        let read = matrices.iter().skip(usize::from(!shape.is_tied()));
+        let bytes = read.map(|&(dtype, rows, cols)| (rows * dtype.row_bytes(cols)) as u64);
+        Self { weights: bytes.sum(), kv_per_token: kv_bytes_per_token(&shape.config(), kv_type) as u64 }
     }
 }
 

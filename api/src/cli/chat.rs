@@ -17,7 +17,7 @@ use m40llm_engine::{
 use rustyline::{DefaultEditor, error::ReadlineError};
 use serde_json::Value as Json;
 
-use super::{load, print, prompt, wait};
+use super::{Tracing, load, print, prompt, wait};
 use crate::config::ModelArgs;
 
 const HELP: &str = "\
@@ -53,6 +53,7 @@ pub(crate) struct Args {
 pub(crate) fn execute(args: Args) -> anyhow::Result<()> {
     let mut config = args.settings.resolve()?;
     config.engine.max_batch = 1;
+    let _tracing = Tracing::start(&mut config);
     let engine = load(&args.model, &config)?;
     let template = prompt::template(&engine, PromptFormat::Auto)?
         .context("this model has no chat template: use `m40llm generate --prompt-format raw`")?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 use m40llm_engine::{Event, GenerateRequest, text::PromptFormat};
 
-use super::{load, print, prompt};
+use super::{Tracing, load, print, prompt};
 use crate::config::{self, ModelArgs};
 
 /// Most tokens generated where `--max-tokens` is not given: an answer, not the whole context.
@@ -47,6 +47,7 @@ pub(crate) struct Args {
 pub(crate) fn execute(args: Args) -> anyhow::Result<()> {
     let mut config = args.settings.resolve()?;
     config.engine.max_batch = 1;
+    let _tracing = Tracing::start(&mut config);
     let engine = load(&args.model, &config)?;
     let template = prompt::template(&engine, args.prompt_format.unwrap_or_default())?;
     let tokens = prompt::encode(&engine, template.as_ref(), &args.prompt)?;

@@ -2,6 +2,7 @@
 
 mod bench;
 mod chat;
+mod devices;
 mod generate;
 mod health;
 mod inspect;
@@ -10,6 +11,7 @@ mod openapi;
 mod prompt;
 #[cfg(feature = "server")]
 mod run;
+mod trace;
 
 use std::{
     future::Future,
@@ -22,11 +24,12 @@ use std::{
     time::Duration,
 };
 
-use anyhow::bail;
+use anyhow::anyhow;
 use indicatif::{ProgressBar, ProgressStyle};
 use m40llm_engine::{Engine, EngineError};
 
-use crate::config::{Backend, ModelConfig};
+use self::trace::Tracing;
+use crate::config::ModelConfig;
 
 /// Runs GGUF language models in process: an OpenAI-compatible server, and tools around it.
 #[derive(Debug, clap::Parser)]
@@ -57,6 +60,7 @@ enum Command {
     Chat(chat::Args),
     Inspect(inspect::Args),
     Bench(bench::Args),
+    Devices(devices::Args),
     Health(health::Args),
     Openapi(openapi::Args),
 }
@@ -70,6 +74,7 @@ pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Chat(args) => chat::execute(args),
         Command::Inspect(args) => inspect::execute(&args),
         Command::Bench(args) => bench::execute(args),
+        Command::Devices(args) => devices::execute(&args),
         Command::Health(args) => health::execute(args),
         Command::Openapi(openapi::Args {}) => openapi::execute(),
     }
@@ -85,7 +90,6 @@ fn print(text: &str) -> io::Result<()> {
 
 /// Loads the model, with a progress bar when stderr is a terminal.
 fn load(path: &Path, config: &ModelConfig) -> anyhow::Result<Engine> {
-    check_device(config)?;
     let bar = if io::stderr().is_terminal() { ProgressBar::no_length() } else { ProgressBar::hidden() };
     let style = ProgressStyle::with_template("loading {bar:40} {bytes}/{total_bytes}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
@@ -97,25 +101,11 @@ fn load(path: &Path, config: &ModelConfig) -> anyhow::Result<Engine> {
     // An EngineError names the key, the tensor or the setting, but not the file.
     loaded.map_err(|e| match e {
         EngineError::Config(_) => e.into(),
+        EngineError::Device(why) => {
+            anyhow!("{}: {why}; leave it out, or use --backend cpu", config.asked_device)
+        }
         e => anyhow::Error::new(e).context(format!("cannot load {}", path.display())),
     })
-}
-
-/// Refuses what only a CUDA device can give: this binary has none to offer.
-fn check_device(config: &ModelConfig) -> anyhow::Result<()> {
-    let remedy = "this build runs models on the CPU only";
-    if config.require_sm52 {
-        bail!(
-            "--require-sm52: no CUDA device of compute capability 5.2 is usable, {remedy}; leave the flag out"
-        );
-    }
-    if let Some(n) = config.device {
-        bail!("--device {n}: no such CUDA device is usable, {remedy}; leave the flag out");
-    }
-    if config.backend == Backend::Cuda {
-        bail!("--backend cuda: no CUDA device is usable, {remedy}; use --backend cpu or auto");
-    }
-    Ok(())
 }
 
 struct Unpark(Thread);

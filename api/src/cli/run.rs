@@ -16,7 +16,7 @@ use tokio::{
     sync::oneshot,
 };
 
-use super::load;
+use super::{Tracing, load};
 use crate::config::{ConfigError, ServeArgs, ServeConfig};
 
 /// Serve a model over an OpenAI-compatible HTTP API
@@ -45,7 +45,8 @@ pub(crate) struct Args {
 
 /// Serves until a signal.
 pub(crate) fn execute(args: Args) -> anyhow::Result<()> {
-    let config = args.settings.resolve()?;
+    let mut config = args.settings.resolve()?;
+    let _tracing = Tracing::start(&mut config.model);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let served = runtime.block_on(serve(args.model, config));
     // Connections that are still open, and a model that is still loading, end here.
@@ -93,6 +94,7 @@ fn server_config(model: &Path, config: &ServeConfig) -> ServerConfig {
         prompt_format: config.prompt_format,
         cors_origins: config.cors_origins.clone(),
         max_queue: config.model.engine.max_queue,
+        exit_on_failure: config.exit_on_failure,
         ..ServerConfig::new(config.model_alias.clone().unwrap_or_else(stem), created)
     }
 }
@@ -134,6 +136,9 @@ fn announce(config: &ServeConfig, addr: SocketAddr, engine: &Engine) {
         backend = info.backend,
         "model loaded"
     );
+    for notice in &info.notices {
+        tracing::info!("{notice}");
+    }
     if config.no_auth {
         tracing::info!("requests need no key (--no-auth)");
     } else {

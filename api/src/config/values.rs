@@ -3,9 +3,10 @@
 use std::{
     fmt,
     net::{SocketAddr, ToSocketAddrs},
+    path::PathBuf,
 };
 
-use m40llm_engine::{KvType, text::PromptFormat};
+use m40llm_engine::{DeviceId, KvType, text::PromptFormat};
 
 /// Where a server listens, and where `health` asks.
 pub(crate) const DEFAULT_ADDR: &str = "127.0.0.1:58439";
@@ -73,6 +74,21 @@ pub(crate) fn kv_type(s: &str) -> Result<KvType, String> {
     choice(s, &[("f16", KvType::F16), ("f32", KvType::F32), ("q8", KvType::Q8)])
 }
 
+/// `--on-device-failure`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum OnDeviceFailure {
+    /// End the process, with exit code 1.
+    #[default]
+    Exit,
+    /// Stay, refuse requests, and say so in `/health`.
+    Stay,
+}
+
+/// `--on-device-failure`.
+pub(crate) fn on_device_failure(s: &str) -> Result<OnDeviceFailure, String> {
+    choice(s, &[("exit", OnDeviceFailure::Exit), ("stay", OnDeviceFailure::Stay)])
+}
+
 /// `--no-auth`, `--require-sm52`.
 pub(crate) fn boolean(s: &str) -> Result<bool, String> {
     choice(s, &[("true", true), ("false", false), ("1", true), ("0", false)])
@@ -128,8 +144,8 @@ pub(crate) fn cors_origins(s: &str) -> Result<Origins, String> {
 }
 
 /// `--device`.
-pub(crate) fn device(s: &str) -> Result<usize, String> {
-    number(s, 0, 63)
+pub(crate) fn device(s: &str) -> Result<DeviceId, String> {
+    s.parse()
 }
 
 /// `--ctx-size`.
@@ -140,6 +156,11 @@ pub(crate) fn ctx_size(s: &str) -> Result<usize, String> {
 /// `--threads`.
 pub(crate) fn threads(s: &str) -> Result<usize, String> {
     number(s, 1, 1024)
+}
+
+/// `--trace-kernels`.
+pub(crate) fn trace_file(s: &str) -> Result<PathBuf, String> {
+    if s.is_empty() { Err("the path of a file is allowed".into()) } else { Ok(PathBuf::from(s)) }
 }
 
 /// `--max-batch`.

@@ -10,7 +10,8 @@ use crate::{app::AppState, observe::METRICS_TYPE};
     get, path = "/metrics", operation_id = "metrics", tag = "Operation",
     responses(
         (status = 200, description = "The Prometheus text format: requests by route and status, prompt and \
-            generated tokens, sequences running and waiting, KV cache blocks, time to first token.",
+            generated tokens, sequences running and waiting, KV cache blocks, kernel launches and waits for the device, \
+            time to first token.",
             body = String, content_type = "text/plain",
             example = "m40llm_requests_total{route=\"/health\",method=\"GET\",status=\"200\"} 1\n"),
         ReadFailures,

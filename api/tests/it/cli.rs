@@ -9,10 +9,10 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A command that sees no settings of the surroundings.
+/// A command that sees no settings and no CUDA devices of the surroundings.
 fn m40llm(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_m40llm"));
-    command.args(arguments).stdin(Stdio::null());
+    command.args(arguments).stdin(Stdio::null()).env("CUDA_VISIBLE_DEVICES", "-1");
     for setting in [
         "ADDR",
         "BACKEND",
@@ -85,7 +85,7 @@ fn generate(flags: &[&str]) -> Output {
 fn help_teaches_and_goes_to_stdout() {
     let output = run(&["--help"]);
     assert_eq!(output.status.code(), Some(0));
-    let mut commands = vec!["generate", "chat", "inspect", "bench", "health", "openapi"];
+    let mut commands = vec!["generate", "chat", "inspect", "bench", "devices", "health", "openapi"];
     if cfg!(feature = "server") {
         commands.push("run");
     }
@@ -160,16 +160,36 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file() {
     refused(&by_flag.expect("the binary starts"), 2, &["--ctx-size is 13"]);
 }
 
+/// What a build says that finds no device, because it has none to find or cannot look for one.
+const NO_DEVICE: &str = if cfg!(feature = "cuda") { "driver" } else { "--features cuda" };
+
 #[test]
 fn a_device_that_is_not_there_is_1() {
-    for (flags, part) in [
-        (&["--backend", "cuda"] as &[&str], "--backend cuda"),
-        (&["--require-sm52"], "--require-sm52"),
-        (&["--device", "0"], "--device 0"),
+    for flags in [
+        &["--backend", "cuda"] as &[&str],
+        &["--require-sm52"],
+        &["--device", "0"],
+        &["--device", "GPU-5f2c"],
+        &["--backend", "cuda", "--device", "63", "--require-sm52"],
     ] {
         let arguments = [&["generate", "model.gguf", "prompt"], flags].concat();
-        refused(&run(&arguments), 1, &[part, "CUDA"]);
+        refused(&run(&arguments), 1, &[&flags.join(" "), NO_DEVICE, "--backend cpu"]);
     }
+    let (_dir, path) = file(b"device = \"GPU-5f2c\"", "m40llm.toml");
+    refused(&run(&["chat", "model.gguf", "--config", text(&path)]), 1, &["--device GPU-5f2c", NO_DEVICE]);
+}
+
+#[test]
+fn no_device_is_listed_in_one_line_and_0() {
+    let output = run(&["devices"]);
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""));
+    let line = stdout(&output);
+    assert!(line.starts_with("no CUDA device: ") && line.contains(NO_DEVICE), "{line}");
+    assert_eq!(line.lines().count(), 1, "{line}");
+    let output = run(&["devices", "--json"]);
+    let report: Value = serde_json::from_str(stdout(&output)).expect("JSON");
+    assert_eq!(report["devices"], serde_json::json!([]));
+    assert!(report["note"].as_str().is_some_and(|note| line.contains(note)), "{report}");
 }
 
 #[test]

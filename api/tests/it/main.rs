@@ -19,6 +19,10 @@ mod cors;
 #[cfg(feature = "server")]
 mod document;
 #[cfg(feature = "server")]
+mod failure;
+#[cfg(feature = "server")]
+mod faulty;
+#[cfg(feature = "server")]
 mod native;
 #[cfg(feature = "server")]
 mod streams;

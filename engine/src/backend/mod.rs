@@ -1,12 +1,44 @@
 //! What a device must do for the decoder: one trait of coarse operations, so that each side may fuse.
 //!
 //! A step is `begin`, `embed`, then per layer `qkv`, `attend`, `attention_output`, `feed_forward`,
-//! then `logits`. Activations stay inside the backend, in run state that `allocate` makes once; a step
-//! allocates nothing.
+//! then `logits`, and `rows` for what sampling wants of them. Activations stay inside the backend, in run
+//! state that `allocate` makes once; a step allocates nothing.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 
-use crate::{config::KvType, error::EngineError, gguf::Tensor, sched::Batch};
+use crate::{
+    config::{BackendChoice, KvType},
+    device::Devices,
+    error::EngineError,
+    gguf::{DType, Tensor},
+    sched::{BLOCK_TOKENS, Batch},
+};
+
+/// The CUDA devices of this machine that this build could use.
+pub fn devices() -> Devices {
+    #[cfg(feature = "cuda")]
+    let found = cuda::device::list();
+    #[cfg(not(feature = "cuda"))]
+    let found = Devices { note: Some(NO_CUDA.into()), ..Devices::default() };
+    found
+}
+
+/// The copy speed in GB/s, bytes read and bytes written, of the device that `choice` stands for; `None` where
+/// that is the CPU.
+pub fn copy_speed(choice: &BackendChoice) -> Result<Option<f64>, EngineError> {
+    #[cfg(feature = "cuda")]
+    if let Some(device) = cuda::device::chosen(choice)? {
+        return cuda::copy_speed(&device).map(Some);
+    }
+    let _ = choice;
+    Ok(None)
+}
+
+/// Why a build without CUDA uses no device.
+pub(crate) const NO_CUDA: &str =
+    "this build runs models on the CPU only: build it with --features cuda (make run CUDA=1 does)";
 
 /// Which halves of a head RoPE rotates together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,11 +99,83 @@ pub struct Capacity {
     pub kv_type: KvType,
 }
 
-/// A layer's attention weights. `W` is a matrix `[rows, cols]` in the backend's form.
+impl Capacity {
+    /// Holds a batch to what was made room for, and to itself.
+    pub(crate) fn check(&self, batch: &Batch) -> Result<(), EngineError> {
+        let tokens = batch.tokens.len();
+        let sizes = tokens <= self.tokens
+            && batch.positions.len() == tokens
+            && batch.sequences.len() <= self.sequences
+            && batch.logit_rows.len() <= self.logit_rows
+            && batch.logit_rows.iter().all(|&r| (r as usize) < tokens)
+            && batch.block_tables.iter().all(|&b| (b as usize) < self.kv_blocks);
+        let mut next = 0;
+        let covered = batch.sequences.iter().all(|s| {
+            let starts = s.start == next && s.len <= tokens - next;
+            next += if starts { s.len } else { 0 };
+            let blocks = s.context.checked_add(s.len).map(|n| n.div_ceil(BLOCK_TOKENS));
+            let end = blocks.and_then(|n| n.checked_add(s.table));
+            starts
+                && end.is_some_and(|end| end <= batch.block_tables.len())
+                && (0..s.len).all(|i| batch.positions[s.start + i] as usize == s.context + i)
+        });
+        if sizes && covered && next == tokens {
+            return Ok(());
+        }
+        Err(EngineError::Backend(format!(
+            "a batch of {tokens} tokens does not fit the run state made for {self:?}"
+        )))
+    }
+}
+
+/// What sampling needs of a row of logits: the less, the less a device has to bring to the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// So many of the best tokens, 1 to [`MOST_BEST`].
+    Best(usize),
+    /// The whole row.
+    All,
+}
+
+/// The largest [`Need::Best`]: covers the `top_k` that people use.
+pub const MOST_BEST: usize = 64;
+
+/// A row of logits as it was asked for, or more of it.
+#[derive(Debug, Clone, Copy)]
+pub enum Row<'a> {
+    /// Ids and logits of the best tokens, best first, equal ones by id; none where no logit is a number.
+    Best(&'a [(u32, f32)]),
+    /// `[vocab]`
+    All(&'a [f32]),
+}
+
+/// What a device has done so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Kernels launched, those within a graph counted one by one.
+    pub launches: u64,
+    /// Times the host waited for the device.
+    pub syncs: u64,
+}
+
+/// What is going to be asked of a backend's memory, beside keys and values.
+#[derive(Debug, Clone, Copy)]
+pub struct Demand<'a> {
+    /// Bytes of all matrices in the backend's form.
+    pub weights: u64,
+    /// The model's dimensions.
+    pub shape: &'a Shape,
+    /// What run state must hold; `kv_blocks` are not known yet.
+    pub capacity: &'a Capacity,
+    /// The longest sequence asked for; `None`: whatever fits.
+    pub ctx_size: Option<usize>,
+}
+
+/// A layer's attention weights. `W` is a matrix `[rows, cols]`, `V` a vector, in the backend's form.
 #[derive(Debug)]
-pub struct AttentionWeights<W> {
+pub struct AttentionWeights<W, V = Vec<f32>> {
     /// RMSNorm before, `[dim]`.
-    pub norm: Vec<f32>,
+    pub norm: V,
     /// `[heads * head_dim, dim]`.
     pub q: W,
     /// `[kv_heads * head_dim, dim]`.
@@ -81,16 +185,16 @@ pub struct AttentionWeights<W> {
     /// `[dim, heads * head_dim]`.
     pub output: W,
     /// Biases of q, k, v (`qwen2`).
-    pub bias: Option<[Vec<f32>; 3]>,
+    pub bias: Option<[V; 3]>,
     /// RMSNorm over each head of q and of k, `[head_dim]` each (`qwen3`).
-    pub qk_norm: Option<[Vec<f32>; 2]>,
+    pub qk_norm: Option<[V; 2]>,
 }
 
 /// A layer's feed-forward weights.
 #[derive(Debug)]
-pub struct FeedForwardWeights<W> {
+pub struct FeedForwardWeights<W, V = Vec<f32>> {
     /// RMSNorm before, `[dim]`.
-    pub norm: Vec<f32>,
+    pub norm: V,
     /// `[ffn_dim, dim]`.
     pub gate: W,
     /// `[ffn_dim, dim]`.
@@ -105,12 +209,40 @@ pub struct FeedForwardWeights<W> {
 pub trait Backend: Send + 'static {
     /// A weight matrix in the device's own form.
     type Weight: Send;
+    /// Norms and biases in the device's own form.
+    type Vector: Send;
 
     /// In words, such as `cpu (avx512-vnni, 2 threads)`.
     fn describe(&self) -> String;
 
+    /// What a user should know of the device, one line each: logged once the model has loaded.
+    fn notices(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Takes a matrix in.
     fn load(&mut self, tensor: &Tensor) -> Result<Self::Weight, EngineError>;
+
+    /// A matrix of random weights of about a trained one's size, for benchmarks without a file.
+    fn random(
+        &mut self,
+        dtype: DType,
+        rows: usize,
+        cols: usize,
+        seed: u32,
+    ) -> Result<Self::Weight, EngineError>;
+
+    /// Takes a norm or a bias in.
+    fn load_vector(&mut self, values: Vec<f32>) -> Result<Self::Vector, EngineError>;
+
+    /// Bytes that a matrix takes in the backend's form.
+    fn stored_bytes(&self, dtype: DType, rows: usize, cols: usize) -> u64 {
+        (rows * dtype.row_bytes(cols)) as u64
+    }
+
+    /// Bytes that may go to keys and values, asked before anything is loaded; an error where not even the
+    /// rest fits.
+    fn kv_room(&self, demand: &Demand<'_>) -> Result<u64, EngineError>;
 
     /// Makes run state and KV cache, once, after all `load`s.
     fn allocate(&mut self, shape: &Shape, capacity: &Capacity) -> Result<(), EngineError>;
@@ -122,17 +254,43 @@ pub trait Backend: Send + 'static {
     fn embed(&mut self, table: &Self::Weight) -> Result<(), EngineError>;
 
     /// `h = rmsnorm(x)`; q, k, v from `h`, with bias, QK norm and RoPE; k and v go to the layer's cache.
-    fn qkv(&mut self, layer: usize, weights: &AttentionWeights<Self::Weight>) -> Result<(), EngineError>;
+    fn qkv(
+        &mut self,
+        layer: usize,
+        weights: &AttentionWeights<Self::Weight, Self::Vector>,
+    ) -> Result<(), EngineError>;
 
     /// `a = softmax(q·kᵀ / sqrt(head_dim), causal)·v` over each sequence's cached keys and values.
-    fn attend(&mut self, layer: usize) -> Result<(), EngineError>;
+    fn attend(
+        &mut self,
+        layer: usize,
+        weights: &AttentionWeights<Self::Weight, Self::Vector>,
+    ) -> Result<(), EngineError>;
 
     /// `x += output · a`.
-    fn attention_output(&mut self, weights: &AttentionWeights<Self::Weight>) -> Result<(), EngineError>;
+    fn attention_output(
+        &mut self,
+        weights: &AttentionWeights<Self::Weight, Self::Vector>,
+    ) -> Result<(), EngineError>;
 
     /// `h = rmsnorm(x)`; `x += down · (silu(gate · h) * (up · h))`.
-    fn feed_forward(&mut self, weights: &FeedForwardWeights<Self::Weight>) -> Result<(), EngineError>;
+    fn feed_forward(
+        &mut self,
+        weights: &FeedForwardWeights<Self::Weight, Self::Vector>,
+    ) -> Result<(), EngineError>;
 
-    /// `output · rmsnorm(x[logit_rows])`, `[logit_rows, vocab]`, valid until the next `begin`.
-    fn logits(&mut self, norm: &[f32], output: &Self::Weight) -> Result<&[f32], EngineError>;
+    /// `output · rmsnorm(x[logit_rows])`, `[logit_rows, vocab]`.
+    fn logits(&mut self, norm: &Self::Vector, output: &Self::Weight) -> Result<(), EngineError>;
+
+    /// Brings to the host what is needed of each row of the step's logits, one need a row, and so ends
+    /// the step.
+    fn rows(&mut self, needs: &[Need]) -> Result<(), EngineError>;
+
+    /// Row `index` of the step's logits, as `rows` brought it; valid until the next `begin`.
+    fn row(&self, index: usize) -> Row<'_>;
+
+    /// What the device has done so far; all zero on a host.
+    fn counters(&self) -> Counters {
+        Counters::default()
+    }
 }

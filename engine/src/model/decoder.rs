@@ -1,33 +1,48 @@
 //! The decoder-only transformer, written once over [`Backend`].
 
 use super::Weights;
-use crate::{backend::Backend, error::EngineError, sched::Batch};
+use crate::{
+    backend::{Backend, Counters, Need, Row},
+    error::EngineError,
+    sched::Batch,
+};
 
 /// Weights and the device that runs them.
 #[derive(Debug)]
 pub struct Decoder<B: Backend> {
     backend: B,
-    weights: Weights<B::Weight>,
+    weights: Weights<B::Weight, B::Vector>,
 }
 
 impl<B: Backend> Decoder<B> {
     /// A decoder over a backend that has been given its capacity.
-    pub fn new(backend: B, weights: Weights<B::Weight>) -> Self {
+    pub fn new(backend: B, weights: Weights<B::Weight, B::Vector>) -> Self {
         Self { backend, weights }
     }
 
-    /// One step: keys and values of the batch's tokens go to the cache; returns the logits of
-    /// `batch.logit_rows`, `[logit_rows, vocab]`.
-    pub fn forward(&mut self, batch: &Batch) -> Result<&[f32], EngineError> {
+    /// One step: keys and values of the batch's tokens go to the cache, and what `needs` asks for of each
+    /// of `batch.logit_rows` comes to the host.
+    pub fn forward(&mut self, batch: &Batch, needs: &[Need]) -> Result<(), EngineError> {
         let Self { backend, weights } = self;
         backend.begin(batch)?;
         backend.embed(&weights.embedding)?;
         for (index, layer) in weights.layers.iter().enumerate() {
             backend.qkv(index, &layer.attention)?;
-            backend.attend(index)?;
+            backend.attend(index, &layer.attention)?;
             backend.attention_output(&layer.attention)?;
             backend.feed_forward(&layer.feed_forward)?;
         }
-        backend.logits(&weights.norm, weights.output.as_ref().unwrap_or(&weights.embedding))
+        backend.logits(&weights.norm, weights.output.as_ref().unwrap_or(&weights.embedding))?;
+        backend.rows(needs)
+    }
+
+    /// Row `index` of the last step's logits.
+    pub fn row(&self, index: usize) -> Row<'_> {
+        self.backend.row(index)
+    }
+
+    /// What the device has done so far.
+    pub fn counters(&self) -> Counters {
+        self.backend.counters()
     }
 }

@@ -2,8 +2,10 @@
 
 mod config;
 mod decoder;
+mod shapes;
 mod weights;
 
 pub use config::ModelConfig;
 pub use decoder::Decoder;
+pub use shapes::{Mixture, NamedShape};
 pub use weights::Weights;

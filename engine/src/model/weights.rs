@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use super::{Mixture, NamedShape};
 use crate::{
     backend::{AttentionWeights, Backend, FeedForwardWeights, Shape},
     error::EngineError,
@@ -10,22 +11,22 @@ use crate::{
 
 /// A layer's weights.
 #[derive(Debug)]
-pub struct Layer<W> {
+pub struct Layer<W, V> {
     /// Attention.
-    pub attention: AttentionWeights<W>,
+    pub attention: AttentionWeights<W, V>,
     /// Feed-forward.
-    pub feed_forward: FeedForwardWeights<W>,
+    pub feed_forward: FeedForwardWeights<W, V>,
 }
 
 /// All of a model's weights in a backend's form.
 #[derive(Debug)]
-pub struct Weights<W> {
+pub struct Weights<W, V> {
     /// `[vocab, dim]`.
     pub embedding: W,
     /// One a layer.
-    pub layers: Vec<Layer<W>>,
+    pub layers: Vec<Layer<W, V>>,
     /// RMSNorm before the output, `[dim]`.
-    pub norm: Vec<f32>,
+    pub norm: V,
     /// `[vocab, dim]`; `None`: the embedding, tied.
     pub output: Option<W>,
 }
@@ -59,14 +60,14 @@ impl<B: Backend> Loader<'_, B> {
         self.backend.load(&tensor)
     }
 
-    fn optional_vector(&mut self, name: &str, len: usize) -> Result<Option<Vec<f32>>, EngineError> {
+    fn optional_vector(&mut self, name: &str, len: usize) -> Result<Option<B::Vector>, EngineError> {
         let Some(tensor) = self.find(name, 1, len)? else { return Ok(None) };
         let mut values = vec![0.0; len];
         dequantize(tensor.dtype(), tensor.bytes(), &mut values);
-        Ok(Some(values))
+        self.backend.load_vector(values).map(Some)
     }
 
-    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, EngineError> {
+    fn vector(&mut self, name: &str, len: usize) -> Result<B::Vector, EngineError> {
         self.optional_vector(name, len)?.ok_or_else(|| missing(name))
     }
 
@@ -88,7 +89,7 @@ impl<B: Backend> Loader<'_, B> {
         index: usize,
         architecture: &str,
         s: &Shape,
-    ) -> Result<Layer<B::Weight>, EngineError> {
+    ) -> Result<Layer<B::Weight, B::Vector>, EngineError> {
         let name = |part: &str| format!("blk.{index}.{part}");
         let (q_rows, kv_rows) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
         let bias = match self.optional_vector(&name("attn_q.bias"), q_rows)? {
@@ -128,9 +129,9 @@ fn missing(name: &str) -> EngineError {
     EngineError::Model(format!("the file lacks the tensor {name}"))
 }
 
-impl<W> Weights<W> {
+impl<W, V> Weights<W, V> {
     /// Loads every tensor of `file` that the architecture uses. `progress` hears the bytes done.
-    pub fn load<B: Backend<Weight = W>>(
+    pub fn load<B: Backend<Weight = W, Vector = V>>(
         file: &Gguf,
         architecture: &str,
         shape: &Shape,
@@ -152,5 +153,56 @@ impl<W> Weights<W> {
         };
         loader.refuse_leftovers()?;
         Ok(weights)
+    }
+
+    /// Random weights in the dimensions of a known model, made by the backend itself.
+    pub fn random<B: Backend<Weight = W, Vector = V>>(
+        named: &NamedShape,
+        mixture: Mixture,
+        backend: &mut B,
+    ) -> Result<Self, EngineError> {
+        let config = named.config();
+        let s = &config.shape;
+        let (q_rows, kv_rows) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
+        let (bias, qk_norm) = (config.architecture == "qwen2", config.architecture == "qwen3");
+        let mut seed = 0;
+        let mut matrix = |backend: &mut B, dtype, rows, cols| {
+            seed += 1;
+            backend.random(dtype, rows, cols, seed)
+        };
+        let output =
+            if named.tied { None } else { Some(matrix(backend, mixture.of_ends(true), s.vocab, s.dim)?) };
+        let embedding = matrix(backend, mixture.of_ends(named.tied), s.vocab, s.dim)?;
+        let ones = |backend: &mut B, n: usize| backend.load_vector(vec![1.0; n]);
+        let mut layers = Vec::with_capacity(s.layers);
+        for index in 0..s.layers {
+            let of = |part: &str| mixture.of_layer(part, index);
+            let attention = AttentionWeights {
+                norm: ones(backend, s.dim)?,
+                q: matrix(backend, of("attn_q"), q_rows, s.dim)?,
+                k: matrix(backend, of("attn_k"), kv_rows, s.dim)?,
+                v: matrix(backend, of("attn_v"), kv_rows, s.dim)?,
+                output: matrix(backend, of("attn_output"), s.dim, q_rows)?,
+                bias: if bias {
+                    let [q, k, v] = [q_rows, kv_rows, kv_rows].map(|n| backend.load_vector(vec![0.01; n]));
+                    Some([q?, k?, v?])
+                } else {
+                    None
+                },
+                qk_norm: if qk_norm {
+                    Some([ones(backend, s.head_dim)?, ones(backend, s.head_dim)?])
+                } else {
+                    None
+                },
+            };
+            let feed_forward = FeedForwardWeights {
+                norm: ones(backend, s.dim)?,
+                gate: matrix(backend, of("ffn_gate"), s.ffn_dim, s.dim)?,
+                up: matrix(backend, of("ffn_up"), s.ffn_dim, s.dim)?,
+                down: matrix(backend, of("ffn_down"), s.dim, s.ffn_dim)?,
+            };
+            layers.push(Layer { attention, feed_forward });
+        }
+        Ok(Self { embedding, layers, norm: ones(backend, s.dim)?, output })
     }
 }

@@ -8,6 +8,7 @@ use rand_chacha::{
 };
 
 use super::SamplingParams;
+use crate::backend::{MOST_BEST, Need, Row};
 
 /// Logits this far (in units of the temperature) under the best carry less probability, all of a 10^6
 /// vocabulary together, than f32 resolves (10^6 · e^-30 < 2^-23), so nothing is lost by leaving them out.
@@ -38,11 +39,35 @@ impl Sampler {
         Self { params, rng, seen, adjusted: Vec::new(), candidates: Vec::new() }
     }
 
-    /// The next token for `logits: [vocab]`, or `None` when no logit is a number.
-    pub fn sample(&mut self, logits: &[f32]) -> Option<u32> {
-        let adjusted = self.params.changes_logits().then(|| self.adjust(logits));
-        let row = adjusted.as_deref().unwrap_or(logits);
-        let token = if self.params.is_greedy() { argmax(row).map(|(id, _)| id) } else { self.draw(row) };
+    /// How much of a row the next [`Sampler::sample`] looks at.
+    pub fn need(&self) -> Need {
+        let p = &self.params;
+        match p.top_k {
+            _ if p.changes_logits() => Need::All,
+            _ if p.is_greedy() => Need::Best(1),
+            k @ 1..=MOST_BEST => Need::Best(k),
+            _ => Need::All,
+        }
+    }
+
+    /// The next token for a row that holds at least what [`Sampler::need`] says, or `None` when no logit
+    /// is a number.
+    pub fn sample(&mut self, row: Row<'_>) -> Option<u32> {
+        let row = match row {
+            Row::Best(best) if self.params.is_greedy() => return best.first().map(|&(id, _)| id),
+            Row::Best(best) => {
+                let &(_, highest) = best.first()?;
+                let floor = self.floor(highest);
+                let kept = best.iter().take(self.params.top_k).filter(|&&(_, logit)| logit >= floor);
+                self.candidates.clear();
+                self.candidates.extend(kept);
+                return self.draw(highest);
+            }
+            Row::All(row) => row,
+        };
+        let adjusted = self.params.changes_logits().then(|| self.adjust(row));
+        let row = adjusted.as_deref().unwrap_or(row);
+        let token = if self.params.is_greedy() { argmax(row).map(|(id, _)| id) } else { self.draw_from(row) };
         if let Some(buffer) = adjusted {
             self.adjusted = buffer;
         }
@@ -75,23 +100,37 @@ impl Sampler {
         row
     }
 
-    /// A random token under temperature, top-k, top-p and min-p. One random number a token, so that a
-    /// seed's stream depends on nothing but the number of tokens drawn.
-    fn draw(&mut self, row: &[f32]) -> Option<u32> {
-        let (_, best) = argmax(row)?;
-        let temperature = self.params.temperature.max(1e-4);
+    /// Logits below this carry no probability: of min-p's doing, or because they are too far under the best.
+    fn floor(&self, best: f32) -> f32 {
         // min-p is a bound on the logit's distance from the best: p >= m·p_max.
         let reach = if self.params.min_p > 0.0 { -self.params.min_p.ln() } else { NEGLIGIBLE };
-        let floor = best - reach.min(NEGLIGIBLE) * temperature;
+        best - reach.min(NEGLIGIBLE) * self.temperature()
+    }
+
+    fn temperature(&self) -> f32 {
+        self.params.temperature.max(1e-4)
+    }
+
+    /// A random token of a whole row under temperature, top-k, top-p and min-p.
+    fn draw_from(&mut self, row: &[f32]) -> Option<u32> {
+        let (_, best) = argmax(row)?;
+        let floor = self.floor(best);
         let candidates = &mut self.candidates;
         candidates.clear();
         candidates.extend((0u32..).zip(row).filter(|&(_, &l)| l >= floor).map(|(id, &l)| (id, l)));
-
         let k = self.params.top_k;
         if k > 0 && k < candidates.len() {
             candidates.select_nth_unstable_by(k - 1, by_logit);
             candidates.truncate(k);
         }
+        self.draw(best)
+    }
+
+    /// A random token of the candidates, whose logits are at most `best`, under temperature and top-p. One
+    /// random number a token, so that a seed's stream depends on nothing but the number of tokens drawn.
+    fn draw(&mut self, best: f32) -> Option<u32> {
+        let temperature = self.temperature();
+        let candidates = &mut self.candidates;
         for (_, weight) in candidates.iter_mut() {
             *weight = ((*weight - best) / temperature).exp();
         }
@@ -192,7 +231,7 @@ mod tests {
         let mut sampler = Sampler::new(SamplingParams { seed: Some(7), ..params.clone() }, &[]);
         let mut counts = vec![0.0; logits.len()];
         for _ in 0..draws {
-            counts[sampler.sample(logits).unwrap() as usize] += 1.0 / draws as f64;
+            counts[sampler.sample(Row::All(logits)).unwrap() as usize] += 1.0 / draws as f64;
         }
         counts
     }
@@ -252,13 +291,13 @@ mod tests {
         let logits = [2.0, 1.9, -1.0];
         let greedy = SamplingParams::greedy();
         let mut s = Sampler::new(SamplingParams { presence_penalty: 0.5, ..greedy.clone() }, &[]);
-        assert_eq!((s.sample(&logits), s.sample(&logits)), (Some(0), Some(1)));
+        assert_eq!((s.sample(Row::All(&logits)), s.sample(Row::All(&logits))), (Some(0), Some(1)));
         let mut s = Sampler::new(SamplingParams { repetition_penalty: 1.2, ..greedy.clone() }, &[0]);
-        assert_eq!(s.sample(&logits), Some(1));
+        assert_eq!(s.sample(Row::All(&logits)), Some(1));
         let mut s = Sampler::new(SamplingParams { logit_bias: vec![(2, 100.0)], ..greedy.clone() }, &[]);
-        assert_eq!(s.sample(&logits), Some(2));
+        assert_eq!(s.sample(Row::All(&logits)), Some(2));
         let mut s = Sampler::new(SamplingParams { frequency_penalty: 0.04, ..greedy }, &[]);
-        let picks: Vec<_> = (0..6).map(|_| s.sample(&logits).unwrap()).collect();
+        let picks: Vec<_> = (0..6).map(|_| s.sample(Row::All(&logits)).unwrap()).collect();
         // 0 leads by 0.1: after three picks it has lost 0.12, after one pick of 1 it leads again.
         assert_eq!(picks, [0, 0, 0, 1, 0, 1]);
     }
@@ -268,7 +307,7 @@ mod tests {
         let logits = vec![0.0f32; 1000];
         let run = |seed| {
             let mut s = Sampler::new(SamplingParams { seed, ..SamplingParams::default() }, &[]);
-            (0..8).map(|_| s.sample(&logits).unwrap()).collect::<Vec<_>>()
+            (0..8).map(|_| s.sample(Row::All(&logits)).unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(run(Some(1)), run(Some(1)));
         assert_ne!(run(Some(1)), run(Some(2)));
@@ -276,10 +315,41 @@ mod tests {
     }
 
     #[test]
+    fn the_best_of_a_row_draw_what_the_whole_row_draws() {
+        let mut rng = ChaCha8Rng::seed_from_u64(11);
+        let logits: Vec<f32> = (0..3000).map(|_| (rng.next_u32() % 400) as f32 / 40.0).collect();
+        let mut best: Vec<(u32, f32)> = (0u32..).zip(logits.iter().copied()).collect();
+        best.sort_by(by_logit);
+        best.truncate(MOST_BEST);
+        let base = SamplingParams { seed: Some(5), ..SamplingParams::default() };
+        for params in [
+            SamplingParams { temperature: 0.0, ..base.clone() },
+            SamplingParams { top_k: 40, ..base.clone() },
+            SamplingParams { top_k: MOST_BEST, temperature: 1.7, min_p: 0.02, ..base.clone() },
+            SamplingParams { top_k: 7, top_p: 0.8, temperature: 0.6, ..base.clone() },
+        ] {
+            let mut whole = Sampler::new(params.clone(), &[]);
+            let mut part = Sampler::new(params.clone(), &[]);
+            assert!(matches!(part.need(), Need::Best(_)), "{params:?}");
+            for _ in 0..200 {
+                assert_eq!(part.sample(Row::Best(&best)), whole.sample(Row::All(&logits)), "{params:?}");
+            }
+        }
+        for params in [
+            base.clone(),
+            SamplingParams { top_k: MOST_BEST + 1, ..base.clone() },
+            SamplingParams { logit_bias: vec![(1, 1.0)], ..SamplingParams::greedy() },
+        ] {
+            assert_eq!(Sampler::new(params, &[]).need(), Need::All);
+        }
+        assert_eq!(Sampler::new(base, &[]).sample(Row::Best(&[])), None);
+    }
+
+    #[test]
     fn rows_without_numbers_choose_nothing() {
         assert_eq!(argmax(&[f32::NAN, f32::NEG_INFINITY]), None);
         assert_eq!(argmax(&[f32::NAN, 1.0, 1.0]), Some((1, 1.0)));
-        assert_eq!(Sampler::new(SamplingParams::default(), &[]).sample(&[f32::NAN]), None);
+        assert_eq!(Sampler::new(SamplingParams::default(), &[]).sample(Row::All(&[f32::NAN])), None);
     }
 
     #[test]

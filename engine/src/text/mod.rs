@@ -18,7 +18,7 @@ pub use stop::{StopMatcher, StopOutcome};
 pub use template::{ChatTemplate, PromptFormat};
 pub use tokenizer::Tokenizer;
 
-use crate::gguf::GgufError;
+use crate::gguf::{GgufError, Metadata, Value};
 
 /// What is wrong with a tokenizer, a template or a rendering. One line.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -37,5 +37,29 @@ pub enum TextError {
 impl From<GgufError> for TextError {
     fn from(error: GgufError) -> Self {
         Self::Metadata(error.0)
+    }
+}
+
+/// Metadata of a tokenizer whose tokens are numbers, for models without text.
+pub(crate) fn numbered_vocabulary(tokens: usize) -> Metadata {
+    let pairs = [
+        ("tokenizer.ggml.model", Value::String("gpt2".into())),
+        ("tokenizer.ggml.pre", Value::String("default".into())),
+        ("tokenizer.ggml.tokens", Value::Strings((0..tokens).map(|i| format!("{i},")).collect())),
+        ("tokenizer.ggml.merges", Value::Strings(Vec::new())),
+        ("tokenizer.ggml.add_bos_token", Value::Bool(false)),
+    ];
+    Metadata::from_pairs(pairs.map(|(key, value)| (key.to_owned(), value)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_numbered_vocabulary_is_a_tokenizer() {
+        let tokenizer = Tokenizer::from_metadata(&numbered_vocabulary(1000)).unwrap();
+        assert_eq!(tokenizer.token_bytes(999), b"999,");
+        assert!((0..1000).all(|id| !tokenizer.is_end_of_generation(id) && !tokenizer.is_control(id)));
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use m40llm_engine::{
     KvType,
     backend::{
-        AttentionWeights, Backend, Capacity, FeedForwardWeights, Rope, RopeStyle, Shape,
+        AttentionWeights, Backend, Capacity, FeedForwardWeights, Need, Rope, RopeStyle, Row, Shape,
         cpu::{CpuBackend, CpuOptions, Isa, ReferenceBackend},
     },
     gguf::{DType, Tensor},
@@ -162,7 +162,7 @@ impl Model {
 }
 
 /// Sequences in the middle of being read, with blocks in random order.
-struct Run<'a, B: Backend<Weight = Tensor>> {
+struct Run<'a, B: Backend<Weight = Tensor, Vector = Vec<f32>>> {
     backend: B,
     model: &'a Model,
     sequences: &'a [Vec<u32>],
@@ -172,7 +172,7 @@ struct Run<'a, B: Backend<Weight = Tensor>> {
     logits: BTreeMap<(usize, usize), Vec<f32>>,
 }
 
-impl<'a, B: Backend<Weight = Tensor>> Run<'a, B> {
+impl<'a, B: Backend<Weight = Tensor, Vector = Vec<f32>>> Run<'a, B> {
     fn new(
         mut backend: B,
         model: &'a Model,
@@ -218,12 +218,16 @@ impl<'a, B: Backend<Weight = Tensor>> Run<'a, B> {
         for (layer, (attention, feed_forward)) in model.attention.iter().zip(&model.feed_forward).enumerate()
         {
             backend.qkv(layer, attention).unwrap();
-            backend.attend(layer).unwrap();
+            backend.attend(layer, attention).unwrap();
             backend.attention_output(attention).unwrap();
             backend.feed_forward(feed_forward).unwrap();
         }
-        let logits = backend.logits(&model.norm, &model.output).unwrap();
-        self.logits.extend(rows.into_iter().zip(logits.chunks_exact(VOCAB).map(<[f32]>::to_vec)));
+        backend.logits(&model.norm, &model.output).unwrap();
+        backend.rows(&vec![Need::All; rows.len()]).unwrap();
+        for (i, row) in rows.into_iter().enumerate() {
+            let Row::All(logits) = backend.row(i) else { panic!("a CPU has whole rows") };
+            self.logits.insert(row, logits.to_vec());
+        }
     }
 
     /// Each sequence by itself, whole.

@@ -13,7 +13,7 @@ use m40llm_engine::{
 };
 
 /// The demo model; `scripts/fetch-model.sh smollm2` puts it there.
-fn demo_model() -> PathBuf {
+pub(crate) fn demo_model() -> PathBuf {
     let path =
         PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../models/smollm2-135m-instruct-q4_1.gguf"));
     assert!(path.exists(), "{} is missing: run scripts/fetch-model.sh smollm2", path.display());
@@ -31,14 +31,14 @@ fn engine() -> &'static Engine {
         .get_or_init(|| load(&EngineConfig { ctx_size: Some(1024), max_batch: 8, ..EngineConfig::default() }))
 }
 
-struct Answer {
-    text: String,
-    ids: Vec<u32>,
+pub(crate) struct Answer {
+    pub(crate) text: String,
+    pub(crate) ids: Vec<u32>,
     reason: FinishReason,
     usage: Usage,
 }
 
-fn collect(mut generation: m40llm_engine::Generation) -> Answer {
+pub(crate) fn collect(mut generation: m40llm_engine::Generation) -> Answer {
     let (mut text, mut ids) = (String::new(), Vec::new());
     loop {
         match generation.blocking_next().expect("a last event") {

@@ -195,9 +195,9 @@ fn check_greedy(engine: &Engine, case: &Case, bounds: &Bounds) {
     }
 }
 
-fn check(name: &str, path: &Path, backend: BackendChoice, kv_type: KvType, bounds: &Bounds) {
+fn check(name: &str, path: &Path, backend: &BackendChoice, kv_type: KvType, bounds: &Bounds) {
     let golden = golden(name);
-    let engine = load(path, backend, kv_type);
+    let engine = load(path, backend.clone(), kv_type);
     assert_eq!(engine.info().vocab_size, golden.vocab);
     let mut differences = Differences::default();
     for case in &golden.prompts {
@@ -218,30 +218,30 @@ const QWEN: (&str, &str) = ("qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", "qwen2.5-
 
 #[test]
 fn reference_equals_llama_cpp_on_tiny_llama() {
-    check("tiny-llama", &tiny("llama"), BackendChoice::Reference, KvType::F32, &EXACT);
+    check("tiny-llama", &tiny("llama"), &BackendChoice::Reference, KvType::F32, &EXACT);
 }
 
 #[test]
 fn reference_equals_llama_cpp_on_tiny_qwen3() {
-    check("tiny-qwen3", &tiny("qwen3"), BackendChoice::Reference, KvType::F32, &EXACT);
+    check("tiny-qwen3", &tiny("qwen3"), &BackendChoice::Reference, KvType::F32, &EXACT);
 }
 
 #[test]
 fn reference_equals_llama_cpp_on_smollm2() {
-    check(SMOLLM2.1, &demo(SMOLLM2.0, SMOLLM2.1), BackendChoice::Reference, KvType::F32, &EXACT);
+    check(SMOLLM2.1, &demo(SMOLLM2.0, SMOLLM2.1), &BackendChoice::Reference, KvType::F32, &EXACT);
 }
 
 #[test]
 fn reference_equals_llama_cpp_on_qwen() {
-    check(QWEN.1, &demo(QWEN.0, QWEN.1), BackendChoice::Reference, KvType::F32, &EXACT);
+    check(QWEN.1, &demo(QWEN.0, QWEN.1), &BackendChoice::Reference, KvType::F32, &EXACT);
 }
 
 #[test]
 fn fast_path_is_near_llama_cpp_on_smollm2() {
-    check(SMOLLM2.1, &demo(SMOLLM2.0, SMOLLM2.1), BackendChoice::Cpu, KvType::F16, &FAST);
+    check(SMOLLM2.1, &demo(SMOLLM2.0, SMOLLM2.1), &BackendChoice::Cpu, KvType::F16, &FAST);
 }
 
 #[test]
 fn fast_path_is_near_llama_cpp_on_qwen() {
-    check(QWEN.1, &demo(QWEN.0, QWEN.1), BackendChoice::Cpu, KvType::F16, &FAST);
+    check(QWEN.1, &demo(QWEN.0, QWEN.1), &BackendChoice::Cpu, KvType::F16, &FAST);
 }

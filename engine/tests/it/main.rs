@@ -1,5 +1,10 @@
 //! Integration tests of the engine: one binary, one module a subject.
 
+#[cfg(feature = "cuda")]
+#[path = "../../../build.rs"]
+#[allow(dead_code, reason = "for its tests; cargo runs its main")]
+mod build_script;
+mod c_api;
 mod cpu_backend;
 mod detokenizer;
 mod engine;

@@ -19,6 +19,7 @@ mod elementwise;
 mod kv;
 pub mod matmul;
 pub mod pool;
+mod random;
 mod reference;
 mod simd;
 mod state;
@@ -27,9 +28,10 @@ pub use matmul::Isa;
 pub use reference::ReferenceBackend;
 
 use crate::{
-    backend::{AttentionWeights, Backend, Capacity, FeedForwardWeights, Shape},
+    backend::{AttentionWeights, Backend, Capacity, Demand, FeedForwardWeights, Need, Row, Shape},
     error::EngineError,
-    gguf::Tensor,
+    gguf::{DType, Tensor},
+    memory,
     sched::Batch,
 };
 use attention::Attention;
@@ -96,6 +98,7 @@ impl CpuBackend {
 
 impl Backend for CpuBackend {
     type Weight = Tensor;
+    type Vector = Vec<f32>;
 
     fn describe(&self) -> String {
         format!("cpu ({}, {} threads)", self.isa.name(), self.pool.threads())
@@ -103,6 +106,18 @@ impl Backend for CpuBackend {
 
     fn load(&mut self, tensor: &Tensor) -> Result<Tensor, EngineError> {
         Ok(tensor.clone())
+    }
+
+    fn random(&mut self, dtype: DType, rows: usize, cols: usize, seed: u32) -> Result<Tensor, EngineError> {
+        random::tensor(dtype, rows, cols, seed)
+    }
+
+    fn load_vector(&mut self, values: Vec<f32>) -> Result<Vec<f32>, EngineError> {
+        Ok(values)
+    }
+
+    fn kv_room(&self, _: &Demand<'_>) -> Result<u64, EngineError> {
+        Ok(memory::available() / 2)
     }
 
     fn allocate(&mut self, shape: &Shape, capacity: &Capacity) -> Result<(), EngineError> {
@@ -156,7 +171,7 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn attend(&mut self, layer: usize) -> Result<(), EngineError> {
+    fn attend(&mut self, layer: usize, _: &AttentionWeights<Tensor>) -> Result<(), EngineError> {
         let (device, run) = self.parts()?;
         let s = &run.state;
         let out = run.attended.set(s.tokens(), s.shape.heads * s.shape.head_dim);
@@ -188,7 +203,7 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn logits(&mut self, norm: &[f32], output: &Tensor) -> Result<&[f32], EngineError> {
+    fn logits(&mut self, norm: &Vec<f32>, output: &Tensor) -> Result<(), EngineError> {
         let (device, run) = self.parts()?;
         let s = &mut run.state;
         let (dim, vocab, rows) = (s.shape.dim, s.shape.vocab, s.batch.logit_rows.len());
@@ -200,7 +215,15 @@ impl Backend for CpuBackend {
         }
         let out = Output::new(&mut s.logits, vocab, Mode::Store);
         matmul::matmul(device.isa, device.pool, weight, &mut run.hidden, out, &mut run.scratch);
-        Ok(&s.logits[..rows * vocab])
+        Ok(())
+    }
+
+    fn rows(&mut self, _: &[Need]) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn row(&self, index: usize) -> Row<'_> {
+        Row::All(self.run.as_ref().map_or(&[], |run| run.state.row(index)))
     }
 }
 

@@ -4,11 +4,15 @@
 //! Threads share out whole outputs, so they change no arithmetic. Unlike the fast paths this one allocates
 //! as it goes.
 
-use super::state::{RunState, expect, not_allocated, places};
+use super::{
+    random,
+    state::{RunState, expect, not_allocated, places},
+};
 use crate::{
-    backend::{AttentionWeights, Backend, Capacity, FeedForwardWeights, RopeStyle, Shape},
+    backend::{AttentionWeights, Backend, Capacity, Demand, FeedForwardWeights, Need, RopeStyle, Row, Shape},
     error::EngineError,
-    gguf::{Tensor, dequantize},
+    gguf::{DType, Tensor, dequantize},
+    memory,
     sched::{BLOCK_TOKENS, Batch},
 };
 
@@ -33,6 +37,7 @@ impl ReferenceBackend {
 
 impl Backend for ReferenceBackend {
     type Weight = Tensor;
+    type Vector = Vec<f32>;
 
     fn describe(&self) -> String {
         format!("cpu (reference, {} threads)", self.threads)
@@ -40,6 +45,18 @@ impl Backend for ReferenceBackend {
 
     fn load(&mut self, tensor: &Tensor) -> Result<Tensor, EngineError> {
         Ok(tensor.clone())
+    }
+
+    fn random(&mut self, dtype: DType, rows: usize, cols: usize, seed: u32) -> Result<Tensor, EngineError> {
+        random::tensor(dtype, rows, cols, seed)
+    }
+
+    fn load_vector(&mut self, values: Vec<f32>) -> Result<Vec<f32>, EngineError> {
+        Ok(values)
+    }
+
+    fn kv_room(&self, _: &Demand<'_>) -> Result<u64, EngineError> {
+        Ok(memory::available() / 2)
     }
 
     fn allocate(&mut self, shape: &Shape, capacity: &Capacity) -> Result<(), EngineError> {
@@ -97,7 +114,7 @@ impl Backend for ReferenceBackend {
         Ok(())
     }
 
-    fn attend(&mut self, layer: usize) -> Result<(), EngineError> {
+    fn attend(&mut self, layer: usize, _: &AttentionWeights<Tensor>) -> Result<(), EngineError> {
         let (threads, s) = self.state()?;
         let mut a = vec![0f32; s.tokens() * s.shape.heads * s.shape.head_dim];
         let (kv_heads, head_dim) = (s.shape.kv_heads, s.shape.head_dim);
@@ -145,7 +162,7 @@ impl Backend for ReferenceBackend {
         Ok(())
     }
 
-    fn logits(&mut self, norm: &[f32], output: &Tensor) -> Result<&[f32], EngineError> {
+    fn logits(&mut self, norm: &Vec<f32>, output: &Tensor) -> Result<(), EngineError> {
         let (threads, s) = self.state()?;
         let (dim, vocab, rows) = (s.shape.dim, s.shape.vocab, s.batch.logit_rows.len());
         expect(output, vocab, dim)?;
@@ -154,7 +171,15 @@ impl Backend for ReferenceBackend {
             rms_norm(&s.x[t as usize * dim..][..dim], norm, s.shape.norm_epsilon, h);
         }
         matmul(threads, output, &h, &mut s.logits);
-        Ok(&s.logits[..rows * vocab])
+        Ok(())
+    }
+
+    fn rows(&mut self, _: &[Need]) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn row(&self, index: usize) -> Row<'_> {
+        Row::All(self.state.as_ref().map_or(&[], |state| state.row(index)))
     }
 }
 

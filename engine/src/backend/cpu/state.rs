@@ -77,7 +77,7 @@ impl RunState {
 
     /// Takes the step's batch in, checked against the capacity, and turns positions into rotations.
     pub(super) fn begin(&mut self, batch: &Batch) -> Result<(), EngineError> {
-        self.check(batch)?;
+        self.capacity.check(batch)?;
         self.batch.clone_from(batch);
         let rope = &self.shape.rope;
         let angles =
@@ -90,31 +90,9 @@ impl RunState {
         Ok(())
     }
 
-    fn check(&self, batch: &Batch) -> Result<(), EngineError> {
-        let c = &self.capacity;
-        let tokens = batch.tokens.len();
-        let sizes = tokens <= c.tokens
-            && batch.positions.len() == tokens
-            && batch.sequences.len() <= c.sequences
-            && batch.logit_rows.len() <= c.logit_rows
-            && batch.logit_rows.iter().all(|&r| (r as usize) < tokens)
-            && batch.block_tables.iter().all(|&b| (b as usize) < c.kv_blocks);
-        let mut next = 0;
-        let covered = batch.sequences.iter().all(|s| {
-            let starts = s.start == next && s.len <= tokens - next;
-            next += if starts { s.len } else { 0 };
-            let blocks = s.context.checked_add(s.len).map(|n| n.div_ceil(BLOCK_TOKENS));
-            let end = blocks.and_then(|n| n.checked_add(s.table));
-            starts
-                && end.is_some_and(|end| end <= batch.block_tables.len())
-                && (0..s.len).all(|i| batch.positions[s.start + i] as usize == s.context + i)
-        });
-        if sizes && covered && next == tokens {
-            return Ok(());
-        }
-        Err(EngineError::Backend(format!(
-            "a batch of {tokens} tokens does not fit the run state made for {c:?}"
-        )))
+    /// A row of the step's logits.
+    pub(super) fn row(&self, index: usize) -> &[f32] {
+        &self.logits[index * self.shape.vocab..(index + 1) * self.shape.vocab]
     }
 
     /// The batch's tokens.

@@ -1,0 +1,562 @@
+//! The decoder's operations as launches.
+//!
+//! A step of at most `SMALL_BATCH` decoding sequences is small: its activations are in permuted order, norms are fused
+//! into the products that read them, and attention turns its own queries; five launches a layer, six where v is of
+//! another type than q and k. Any other step is large: activations in natural order, norms and RoPE in kernels of their
+//! own. A small step's launches are the same each time but for what the metadata say, so they are captured in a graph.
+
+use std::{collections::HashMap, mem, sync::Arc};
+
+use cudarc::driver::{
+    CudaGraph,
+    sys::{CUgraphInstantiate_flags, CUstreamCaptureMode},
+};
+
+use super::{
+    Device,
+    arguments::{Attention, Logits, Mode, Norm},
+    error::Call as _,
+    gpu::{Dims, Gpu, Kernel, arguments},
+    products::{Input, Products, SMALL_BATCH},
+    state::{State, block_bytes, decode_heads, decode_splits},
+    trace::Trace,
+    weights::{Loader, Matrix, PAD, Vector, on_card, random, suffix, tile_bytes},
+};
+use crate::{
+    backend::{
+        AttentionWeights, Backend, Capacity, Counters, Demand, FeedForwardWeights, MOST_BEST, Need, Row,
+        Shape,
+    },
+    config::KvType,
+    device,
+    error::EngineError,
+    gguf::{DType, Tensor},
+    sched::{BLOCK_TOKENS, Batch},
+    trace::SharedTrace,
+};
+
+/// Fewest tokens worth an attention block of their own.
+const LEAST_SPLIT: i32 = 64;
+
+/// How the device is used.
+#[derive(Debug, Clone, Default)]
+pub struct CudaOptions {
+    /// Capture small steps in graphs: fewer launches by the host, nothing else.
+    pub graphs: bool,
+    /// Time every kernel into this.
+    pub trace: Option<SharedTrace>,
+}
+
+/// The model on a CUDA device.
+pub struct CudaBackend {
+    gpu: Gpu,
+    options: CudaOptions,
+    loader: Option<Loader>,
+    /// Types of the matrices taken in, whose kernels a step needs.
+    types: Vec<DType>,
+    run: Option<Run>,
+}
+
+/// What `allocate` makes.
+struct Run {
+    state: State,
+    products: Products,
+    kernels: Kernels,
+    /// Graphs of small steps by their number of tokens. The first such step runs directly, as kernels that were
+    /// never launched may have to be loaded, which a capture does not allow; it leaves `None`.
+    graphs: HashMap<usize, Option<Captured>>,
+    /// How the step under way is run.
+    mode: StepMode,
+    small: bool,
+    /// The rows' best tokens, best first, and where each row's begin and end.
+    best: Vec<(u32, f32)>,
+    rows: Vec<RowPlace>,
+}
+
+struct Captured {
+    graph: CudaGraph,
+    launches: u64,
+}
+
+// SAFETY: the graph is used by the thread that has the backend, one at a time; CUDA ties it to no thread.
+unsafe impl Send for Captured {}
+
+/// How the step under way reaches the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum StepMode {
+    /// Launch by launch.
+    Direct,
+    /// Launch by launch into a graph, which `logits` then runs.
+    Capture { launches_before: u64 },
+    /// By a graph from before, in `logits`.
+    Replay,
+}
+
+/// Where a row of logits has come to.
+#[derive(Debug, Clone, Copy)]
+enum RowPlace {
+    Best { first: usize, len: usize },
+    All,
+}
+
+/// The kernels beside the products.
+struct Kernels {
+    embed: HashMap<DType, Kernel>,
+    norm: Kernel,
+    angles: Kernel,
+    append: Kernel,
+    decode: Kernel,
+    prefill: Kernel,
+    argmax: Kernel,
+    top_k: Kernel,
+}
+
+impl Kernels {
+    fn find(gpu: &Gpu, types: &[DType], shape: &Shape, kv_type: KvType) -> Result<Self, EngineError> {
+        let kv = match kv_type {
+            KvType::F16 => "f16",
+            KvType::F32 => "f32",
+            KvType::Q8 => "q8",
+        };
+        let (head_dim, (heads, _)) = (shape.head_dim, decode_heads(shape));
+        if !HEAD_DIMS.contains(&head_dim) {
+            return Err(EngineError::Model(format!(
+                "heads are {head_dim} wide; CUDA kernels are there for {HEAD_DIMS:?}: use --backend cpu"
+            )));
+        }
+        let embed = types.iter().map(|&t| Ok((t, gpu.kernel(&format!("embed_{}", suffix(t)))?)));
+        Ok(Self {
+            embed: embed.collect::<Result<_, EngineError>>()?,
+            norm: gpu.kernel("rmsnorm")?,
+            angles: gpu.kernel("rope_angles")?,
+            append: gpu.kernel(&format!("rope_append_{kv}"))?,
+            decode: gpu.kernel(&format!("attention_decode_{kv}_{head_dim}_{heads}"))?,
+            prefill: gpu.kernel(&format!("attention_prefill_{kv}_{head_dim}"))?,
+            argmax: gpu.kernel("argmax_rows")?,
+            top_k: gpu.kernel("top_k_rows")?,
+        })
+    }
+}
+
+/// Head widths that attention kernels are made for.
+const HEAD_DIMS: [usize; 5] = [32, 64, 80, 96, 128];
+
+impl CudaBackend {
+    /// On an open device.
+    pub fn new(device: Device, options: CudaOptions) -> Result<Self, EngineError> {
+        let trace = options.trace.as_ref().map(|shared| Trace::new(device.context(), Arc::clone(shared)));
+        let gpu = Gpu::new(device, trace)?;
+        Ok(Self { loader: Some(Loader::new(&gpu)?), gpu, options, types: Vec::new(), run: None })
+    }
+
+    fn note_type(&mut self, dtype: DType) {
+        if !self.types.contains(&dtype) {
+            self.types.push(dtype);
+        }
+    }
+
+    fn parts(&mut self) -> Result<(&mut Gpu, &mut Run), EngineError> {
+        let run = self.run.as_mut().ok_or_else(|| {
+            EngineError::Backend("the CUDA backend was asked to run before its run state was made".into())
+        })?;
+        Ok((&mut self.gpu, run))
+    }
+
+    /// As [`CudaBackend::parts`], or nothing where a graph does the step's work.
+    fn working(&mut self) -> Result<Option<(&mut Gpu, &mut Run)>, EngineError> {
+        let (gpu, run) = self.parts()?;
+        Ok((run.mode != StepMode::Replay).then_some((gpu, run)))
+    }
+}
+
+impl Backend for CudaBackend {
+    type Weight = Matrix;
+    type Vector = Vector;
+
+    fn describe(&self) -> String {
+        let info = self.gpu.device().info();
+        format!("cuda ({})", info.name)
+    }
+
+    fn notices(&self) -> Vec<String> {
+        self.gpu.device().info().notices()
+    }
+
+    fn load(&mut self, tensor: &Tensor) -> Result<Matrix, EngineError> {
+        self.gpu.bind()?;
+        let loader = match &mut self.loader {
+            Some(loader) => loader,
+            none => none.insert(Loader::new(&self.gpu)?),
+        };
+        let matrix = loader.load(&self.gpu, tensor)?;
+        self.note_type(matrix.dtype);
+        Ok(matrix)
+    }
+
+    fn random(
+        &mut self,
+        dtype: DType,
+        rows: usize,
+        columns: usize,
+        seed: u32,
+    ) -> Result<Matrix, EngineError> {
+        self.gpu.bind()?;
+        self.note_type(on_card(dtype).0);
+        random(&mut self.gpu, dtype, rows, columns, seed)
+    }
+
+    fn load_vector(&mut self, values: Vec<f32>) -> Result<Vector, EngineError> {
+        self.gpu.bind()?;
+        Vector::new(&mut self.gpu, &values)
+    }
+
+    fn stored_bytes(&self, dtype: DType, rows: usize, columns: usize) -> u64 {
+        (tile_bytes(on_card(dtype).0, rows, columns) + PAD) as u64
+    }
+
+    fn kv_room(&self, demand: &Demand<'_>) -> Result<u64, EngineError> {
+        let device = self.gpu.device();
+        let need = device::Need {
+            weights: demand.weights,
+            scratch: State::bytes(&self.gpu, demand.shape, demand.capacity) as u64,
+            token_bytes: (demand.shape.layers * block_bytes(demand.shape, demand.capacity.kv_type)
+                / BLOCK_TOKENS) as u64,
+            ctx_size: demand.ctx_size,
+        };
+        device::room(device.info(), device.free_memory()?, &need)
+    }
+
+    fn allocate(&mut self, shape: &Shape, capacity: &Capacity) -> Result<(), EngineError> {
+        self.gpu.bind()?;
+        if let Some(loader) = self.loader.take() {
+            loader.finish()?;
+        }
+        let kernels = Kernels::find(&self.gpu, &self.types, shape, capacity.kv_type)?;
+        let products = Products::find(&self.gpu, &self.types)?;
+        let state = State::new(&mut self.gpu, shape, capacity)?;
+        self.run = Some(Run {
+            best: Vec::with_capacity(capacity.logit_rows * MOST_BEST),
+            rows: Vec::with_capacity(capacity.logit_rows),
+            state,
+            products,
+            kernels,
+            graphs: HashMap::new(),
+            mode: StepMode::Direct,
+            small: false,
+        });
+        Ok(())
+    }
+
+    fn begin(&mut self, batch: &Batch) -> Result<(), EngineError> {
+        self.gpu.bind()?;
+        let graphs = self.options.graphs && !self.gpu.is_traced();
+        let (gpu, run) = self.parts()?;
+        run.state.capacity.check(batch)?;
+        run.state.metadata.begin(gpu, batch)?;
+        let tokens = batch.tokens.len();
+        let one_row_each = batch.logit_rows.len() == tokens;
+        run.small = tokens <= SMALL_BATCH && run.state.metadata.tiles == 0 && one_row_each;
+        run.mode = match run.graphs.get(&tokens) {
+            _ if !graphs || !run.small => StepMode::Direct,
+            None => {
+                run.graphs.insert(tokens, None);
+                StepMode::Direct
+            }
+            Some(Some(_)) => StepMode::Replay,
+            Some(None) => {
+                let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+                gpu.stream().begin_capture(mode).call("cuStreamBeginCapture")?;
+                StepMode::Capture { launches_before: gpu.counters().launches }
+            }
+        };
+        Ok(())
+    }
+
+    fn embed(&mut self, table: &Matrix) -> Result<(), EngineError> {
+        let Some((gpu, run)) = self.working()? else { return Ok(()) };
+        let (s, kernels) = (&run.state, &run.kernels);
+        let (tokens, columns) = (s.metadata.tokens as i32, s.shape.dim as i32);
+        let kernel = kernels.embed.get(&table.dtype).ok_or_else(|| missing("embed", table.dtype))?;
+        let (tables, ids, x, permuted) =
+            (table.pointer(), s.metadata.token_ids(), s.x.pointer(), i32::from(run.small));
+        let dims = Dims::new((s.metadata.tokens * s.shape.dim.div_ceil(1024)).div_ceil(4), 128);
+        let bytes = s.metadata.tokens as u64 * s.shape.dim as u64 * 6;
+        // SAFETY: the arguments of embed.cu; x holds the step's tokens, whose ids are below the table's rows.
+        unsafe { gpu.launch(kernel, dims, bytes, arguments![tables, ids, x, columns, tokens, permuted]) }?;
+
+        let (pairs, positions) = (s.shape.rope.inverse_frequencies.len() as i32, s.metadata.positions());
+        let (frequencies, magnitude) = (s.frequencies.pointer(), s.shape.rope.magnitude);
+        let (cos, sin) = (s.cos.pointer(), s.sin.pointer());
+        let count = s.metadata.tokens * pairs as usize;
+        let arguments = arguments![positions, frequencies, magnitude, pairs, tokens, cos, sin];
+        // SAFETY: the arguments of rope_angles; cos and sin hold the step's tokens.
+        unsafe {
+            gpu.launch(&kernels.angles, Dims::new(count.div_ceil(128), 128), 8 * count as u64, arguments)
+        }
+    }
+
+    fn qkv(&mut self, _: usize, w: &AttentionWeights<Matrix, Vector>) -> Result<(), EngineError> {
+        let Some((gpu, run)) = self.working()? else { return Ok(()) };
+        let s = &run.state;
+        let input = run.normalised(gpu, &w.norm)?;
+        let bias = |i: usize| w.bias.as_ref().map_or(0, |b| b[i].natural());
+        let outs =
+            [(&w.q, s.q.pointer(), bias(0)), (&w.k, s.k.pointer(), bias(1)), (&w.v, s.v.pointer(), bias(2))];
+        // Matrices of one type share a launch.
+        for group in outs.chunk_by(|a, b| a.0.dtype == b.0.dtype) {
+            run.products.run(gpu, s, &input, Mode::Store, group)?;
+        }
+        Ok(())
+    }
+
+    fn attend(&mut self, layer: usize, w: &AttentionWeights<Matrix, Vector>) -> Result<(), EngineError> {
+        let Some((gpu, run)) = self.working()? else { return Ok(()) };
+        let attention = run.attention(layer, w);
+        let (s, m) = (&run.state, &run.state.metadata);
+        let shape = &s.shape;
+        let kv_token = (block_bytes(shape, s.capacity.kv_type) / BLOCK_TOKENS) as u64;
+        if !run.small {
+            let heads = m.tokens * (shape.heads + 2 * shape.kv_heads);
+            let bytes = (heads * shape.head_dim * 6) as u64;
+            // SAFETY: the arguments of rope_append; every slot is within the cache.
+            unsafe {
+                gpu.launch(
+                    &run.kernels.append,
+                    Dims::new(heads.div_ceil(4), 128),
+                    bytes,
+                    arguments![attention],
+                )
+            }?;
+        }
+        if m.decoding > 0 {
+            let (_, tiles) = decode_heads(shape);
+            let splits = decode_splits(shape, m.decoding);
+            let grid = [splits as u32, (shape.kv_heads * tiles) as u32, m.decoding as u32];
+            let dims = Dims { grid, block: [128, 1, 1], shared: 0 };
+            let bytes = m.attended as u64 * kv_token;
+            // SAFETY: the arguments of attention_decode; partial sums and counters hold this grid.
+            unsafe { gpu.launch(&run.kernels.decode, dims, bytes, arguments![attention]) }?;
+        }
+        if m.tiles > 0 {
+            let dims =
+                Dims { grid: [m.tiles as u32, shape.kv_heads as u32, 1], block: [128, 1, 1], shared: 0 };
+            let bytes = m.attended as u64 * kv_token;
+            // SAFETY: the arguments of attention_prefill; the tiles are the step's.
+            unsafe { gpu.launch(&run.kernels.prefill, dims, bytes, arguments![attention]) }?;
+        }
+        Ok(())
+    }
+
+    fn attention_output(&mut self, w: &AttentionWeights<Matrix, Vector>) -> Result<(), EngineError> {
+        let Some((gpu, run)) = self.working()? else { return Ok(()) };
+        let s = &run.state;
+        let input = Input { x: s.attended.pointer(), norm: 0, small: run.small, tokens: s.metadata.tokens };
+        run.products.run(gpu, s, &input, Mode::Add, &[(&w.output, s.x.pointer(), 0)])
+    }
+
+    fn feed_forward(&mut self, w: &FeedForwardWeights<Matrix, Vector>) -> Result<(), EngineError> {
+        let Some((gpu, run)) = self.working()? else { return Ok(()) };
+        let s = &run.state;
+        let input = run.normalised(gpu, &w.norm)?;
+        let inside = s.inside.pointer();
+        if run.small && w.gate.dtype == w.up.dtype {
+            run.products.run(gpu, s, &input, Mode::Gated, &[(&w.gate, inside, 0), (&w.up, inside, 0)])?;
+        } else {
+            run.products.run(gpu, s, &input, Mode::Store, &[(&w.gate, inside, 0)])?;
+            run.products.run(gpu, s, &input, Mode::SiluMul, &[(&w.up, inside, 0)])?;
+        }
+        let input = Input { x: inside, norm: 0, small: run.small, tokens: s.metadata.tokens };
+        run.products.run(gpu, s, &input, Mode::Add, &[(&w.down, s.x.pointer(), 0)])
+    }
+
+    fn logits(&mut self, norm: &Vector, output: &Matrix) -> Result<(), EngineError> {
+        if let Some((gpu, run)) = self.working()? {
+            let s = &run.state;
+            let rows = s.metadata.logit_rows;
+            if rows > 0 {
+                let input = if run.small { run.normalised(gpu, norm)? } else { run.chosen_rows(gpu, norm)? };
+                run.products.run(gpu, s, &input, Mode::Store, &[(output, s.logits.pointer(), 0)])?;
+            }
+        }
+        let (gpu, run) = self.parts()?;
+        run.finish_graph(gpu)
+    }
+
+    fn rows(&mut self, needs: &[Need]) -> Result<(), EngineError> {
+        let (gpu, run) = self.parts()?;
+        run.bring(gpu, needs)
+    }
+
+    fn row(&self, index: usize) -> Row<'_> {
+        let Some(run) = &self.run else { return Row::Best(&[]) };
+        match run.rows[index] {
+            RowPlace::Best { first, len } => Row::Best(&run.best[first..first + len]),
+            RowPlace::All => {
+                let vocab = run.state.shape.vocab;
+                Row::All(&run.state.host_logits.slice::<f32>()[index * vocab..(index + 1) * vocab])
+            }
+        }
+    }
+
+    fn counters(&self) -> Counters {
+        self.gpu.counters()
+    }
+}
+
+fn missing(verb: &str, dtype: DType) -> EngineError {
+    EngineError::Backend(format!("no kernel to {verb} {} was prepared", dtype.name()))
+}
+
+impl Run {
+    /// The residual stream as the input of products that read it normalised: fused in a small step, else by a kernel.
+    fn normalised(&self, gpu: &mut Gpu, norm: &Vector) -> Result<Input, EngineError> {
+        let s = &self.state;
+        let tokens = s.metadata.tokens;
+        if self.small {
+            return Ok(Input { x: s.x.pointer(), norm: norm.permuted(), small: true, tokens });
+        }
+        self.norm_rows(gpu, norm, 0, tokens)
+    }
+
+    /// The rows whose logits are wanted, normalised.
+    fn chosen_rows(&self, gpu: &mut Gpu, norm: &Vector) -> Result<Input, EngineError> {
+        self.norm_rows(gpu, norm, self.state.metadata.rows(), self.state.metadata.logit_rows)
+    }
+
+    fn norm_rows(&self, gpu: &mut Gpu, norm: &Vector, rows: u64, count: usize) -> Result<Input, EngineError> {
+        let s = &self.state;
+        // Logits of few rows go through the kernels for small batches, which want permuted order.
+        let small = rows != 0 && count <= SMALL_BATCH;
+        let arguments = Norm {
+            x: s.x.pointer(),
+            rows,
+            weight: norm.natural(),
+            out: s.hidden.pointer(),
+            columns: s.shape.dim as i32,
+            epsilon: s.shape.norm_epsilon,
+            in_permuted: 0,
+            weight_permuted: 0,
+            out_permuted: i32::from(small),
+        };
+        let bytes = 8 * (count * s.shape.dim) as u64;
+        // SAFETY: the arguments of rmsnorm; `hidden` holds the rows.
+        unsafe { gpu.launch(&self.kernels.norm, Dims::new(count, 256), bytes, arguments![arguments]) }?;
+        Ok(Input { x: s.hidden.pointer(), norm: 0, small, tokens: count })
+    }
+
+    fn attention(&self, layer: usize, w: &AttentionWeights<Matrix, Vector>) -> Attention {
+        let (s, m) = (&self.state, &self.state.metadata);
+        let qk_norm = |i: usize| w.qk_norm.as_ref().map_or(0, |n| n[i].natural());
+        Attention {
+            q: s.q.pointer(),
+            k: s.k.pointer(),
+            v: s.v.pointer(),
+            q_norm: qk_norm(0),
+            k_norm: qk_norm(1),
+            cos: s.cos.pointer(),
+            sin: s.sin.pointer(),
+            cache: s.layer_cache(layer),
+            sequences: m.sequences(),
+            members: m.decoding_list(),
+            tables: m.tables(),
+            slots: m.slots(),
+            tiles: m.tile_list(),
+            out: s.attended.pointer(),
+            partial: s.attention_partial.pointer(),
+            counters: s.attention_counters.pointer(),
+            tokens: m.tokens as i32,
+            heads: s.shape.heads as i32,
+            kv_heads: s.shape.kv_heads as i32,
+            head_dim: s.shape.head_dim as i32,
+            pairs: s.shape.rope.inverse_frequencies.len() as i32,
+            split_half: s.split_half(),
+            fused: i32::from(self.small),
+            out_permuted: i32::from(self.small),
+            least: LEAST_SPLIT,
+            epsilon: s.shape.norm_epsilon,
+            scale: 1.0 / (s.shape.head_dim as f32).sqrt(),
+        }
+    }
+
+    /// Ends a capture, and runs the step's graph if it has one.
+    fn finish_graph(&mut self, gpu: &mut Gpu) -> Result<(), EngineError> {
+        let tokens = self.state.metadata.tokens;
+        if let StepMode::Capture { launches_before } = self.mode {
+            let flags = CUgraphInstantiate_flags(0);
+            let graph = gpu.stream().end_capture(flags).call("cuGraphInstantiate of a step")?;
+            let graph = graph.ok_or_else(|| EngineError::Backend("cuStreamEndCapture: no graph".into()))?;
+            let launches = gpu.counters().launches - launches_before;
+            self.graphs.insert(tokens, Some(Captured { graph, launches }));
+        }
+        let mode = mem::replace(&mut self.mode, StepMode::Direct);
+        let Some(Some(captured)) = self.graphs.get(&tokens).filter(|_| mode != StepMode::Direct) else {
+            return Ok(());
+        };
+        if mode == StepMode::Replay {
+            gpu.count_launches(captured.launches);
+        }
+        captured.graph.launch().call("cuGraphLaunch of a step")
+    }
+
+    /// Brings to the host what `needs` asks for, and waits for it: the step's one wait.
+    fn bring(&mut self, gpu: &mut Gpu, needs: &[Need]) -> Result<(), EngineError> {
+        let s = &mut self.state;
+        let (rows, vocab) = (s.metadata.logit_rows, s.shape.vocab);
+        if needs.len() != rows {
+            return Err(EngineError::Backend(format!("{} needs for {rows} rows of logits", needs.len())));
+        }
+        let widest =
+            needs.iter().map(|need| if let Need::Best(k) = need { *k } else { 0 }).max().unwrap_or(0);
+        let widest = widest.min(MOST_BEST).min(vocab);
+        if widest > 0 {
+            let arguments = Logits {
+                logits: s.logits.pointer(),
+                ids: s.best_ids.pointer(),
+                values: s.best_logits.pointer(),
+                sums: s.best_sums.pointer(),
+                partial: s.best_partial.pointer(),
+                counters: s.attention_counters.pointer(),
+                vocab: vocab as i32,
+                k: widest as i32,
+            };
+            let (kernel, segment) =
+                if widest == 1 { (&self.kernels.argmax, 4096) } else { (&self.kernels.top_k, 8192) };
+            let dims = Dims {
+                grid: [vocab.div_ceil(segment) as u32, rows as u32, 1],
+                block: [256, 1, 1],
+                shared: 0,
+            };
+            let bytes = 4 * (rows * vocab) as u64;
+            // SAFETY: the argument of sample.cu's kernels; results and workspace hold MOST_BEST a row.
+            unsafe { gpu.launch(kernel, dims, bytes, arguments![arguments]) }?;
+            // SAFETY: read below, after the wait.
+            unsafe {
+                gpu.download(&s.best_ids, &mut s.host_ids, 0, rows * widest * 4)?;
+                gpu.download(&s.best_logits, &mut s.host_best, 0, rows * widest * 4)?;
+            }
+        }
+        for (row, need) in needs.iter().enumerate() {
+            if *need == Need::All {
+                // SAFETY: read in `row`, after the wait.
+                unsafe { gpu.download(&s.logits, &mut s.host_logits, row * vocab * 4, vocab * 4) }?;
+            }
+        }
+        gpu.synchronize()?;
+        self.best.clear();
+        self.rows.clear();
+        let (ids, logits) = (s.host_ids.slice::<u32>(), s.host_best.slice::<f32>());
+        for (row, need) in needs.iter().enumerate() {
+            let first = self.best.len();
+            self.rows.push(match need {
+                Need::All => RowPlace::All,
+                Need::Best(_) => {
+                    let row = row * widest..(row + 1) * widest;
+                    let found = ids[row.clone()].iter().zip(&logits[row]).filter(|&(&id, _)| id != u32::MAX);
+                    self.best.extend(found.map(|(&id, &logit)| (id, logit)));
+                    RowPlace::Best { first, len: self.best.len() - first }
+                }
+            });
+        }
+        Ok(())
+    }
+}

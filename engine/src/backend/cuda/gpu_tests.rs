@@ -1,0 +1,336 @@
+//! Products, loading and sampling on a real device against f64 on the host. Fail where there is no device; the tests of
+//! whole models are in `tests/gpu`.
+
+use half::f16;
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{RngCore, SeedableRng},
+};
+
+use super::{
+    Device,
+    arguments::{Logits, Mode},
+    gpu::{Buffer, Dims, Gpu, Pinned, arguments},
+    products::{Input, Products},
+    state::State,
+    weights::{Loader, Matrix, ON_CARD, Vector, on_card},
+};
+use crate::{
+    backend::{Capacity, Rope, RopeStyle, Shape},
+    config::KvType,
+    gguf::{DType, Tensor, dequantize},
+};
+
+/// Bits that are no number: an output that was not written shows.
+const POISON: u8 = 0xff;
+/// FP32 sums of up to 28672 products, against f64.
+const TOLERANCE: f64 = 1e-5;
+
+struct Rig {
+    gpu: Gpu,
+    rng: ChaCha8Rng,
+    state: State,
+}
+
+impl Rig {
+    fn new(seed: u64) -> Self {
+        println!("seed {seed}");
+        let device = Device::open(None, false).expect("these tests need a CUDA device");
+        let mut gpu = Gpu::new(device, None).expect("a stream");
+        let rope = Rope { style: RopeStyle::Adjacent, inverse_frequencies: vec![1.0; 32], magnitude: 1.0 };
+        let (heads, kv_heads, head_dim, norm_epsilon) = (2, 1, 64, 1e-5);
+        let shape = Shape {
+            layers: 1,
+            dim: 128,
+            heads,
+            kv_heads,
+            head_dim,
+            ffn_dim: 128,
+            vocab: 128,
+            norm_epsilon,
+            rope,
+        };
+        let capacity =
+            Capacity { tokens: 8, sequences: 8, logit_rows: 8, kv_blocks: 4, kv_type: KvType::F16 };
+        let state = State::new(&mut gpu, &shape, &capacity).expect("run state");
+        Self { gpu, rng: ChaCha8Rng::seed_from_u64(seed), state }
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.rng.next_u32() as usize) % n
+    }
+
+    fn numbers(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| (self.rng.next_u32() >> 8) as f32 / (1u32 << 23) as f32 - 1.0).collect()
+    }
+
+    /// Random blocks: any quants, scales between 0.002 and 0.01 of either sign.
+    fn tensor(&mut self, dtype: DType, rows: usize, columns: usize) -> Tensor {
+        let mut bytes = vec![0; rows * dtype.row_bytes(columns)];
+        self.rng.fill_bytes(&mut bytes);
+        let scales: &[usize] = match dtype {
+            DType::F32 | DType::F16 | DType::BF16 => &[],
+            DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K => &[0, 2],
+            DType::Q2_K => &[80, 82],
+            DType::Q3_K => &[108],
+            DType::Q6_K => &[208],
+            _ => &[0],
+        };
+        let size = |rng: &mut ChaCha8Rng| {
+            let size = 0.002 + (rng.next_u32() % 1000) as f32 * 8e-6;
+            if rng.next_u32().is_multiple_of(2) { size } else { -size }
+        };
+        for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+            let value = size(&mut self.rng) * 5.0;
+            match dtype {
+                DType::F32 => block.copy_from_slice(&value.to_le_bytes()),
+                DType::F16 => block.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
+                DType::BF16 => block.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes()),
+                _ => {}
+            }
+            for &at in scales {
+                block[at..at + 2].copy_from_slice(&f16::from_f32(size(&mut self.rng)).to_le_bytes());
+            }
+        }
+        Tensor::from_bytes("random", &[columns, rows], dtype, &bytes).expect("whole blocks")
+    }
+
+    fn load(&mut self, tensor: &Tensor) -> Matrix {
+        let mut loader = Loader::new(&self.gpu).expect("staging");
+        let matrix = loader.load(&self.gpu, tensor).expect("a matrix");
+        loader.finish().expect("loaded");
+        matrix
+    }
+
+    /// `[tokens, columns]` on the device in the order that the product wants.
+    fn activations(&mut self, x: &[f32], columns: usize, small: bool) -> Buffer {
+        let mut ordered = vec![0.0; x.len() + 1024];
+        for (token, row) in x.chunks_exact(columns).enumerate() {
+            for (column, &value) in row.iter().enumerate() {
+                ordered[token * columns + place(column, columns, small)] = value;
+            }
+        }
+        self.gpu.clone_to_device(&ordered, "x").expect("x")
+    }
+
+    fn read(&mut self, buffer: &Buffer, count: usize) -> Vec<f32> {
+        let mut host = Pinned::new(self.gpu.context(), count * 4, "results").expect("pinned");
+        // SAFETY: read after the wait.
+        unsafe { self.gpu.download(buffer, &mut host, 0, count * 4) }.expect("a copy");
+        self.gpu.synchronize().expect("a wait");
+        host.slice::<f32>()[..count].to_vec()
+    }
+}
+
+fn place(column: usize, columns: usize, permuted: bool) -> usize {
+    if permuted { super::weights::permuted(column, columns) } else { column }
+}
+
+/// `[tokens, rows]` of `Σ weight · x` in f64.
+fn multiply(tensor: &Tensor, x: &[f64]) -> Vec<f64> {
+    let (rows, columns) = (tensor.rows(), tensor.cols());
+    let row_bytes = tensor.dtype().row_bytes(columns);
+    let mut out = vec![0.0; x.len() / columns * rows];
+    let mut weights = vec![0.0; columns];
+    for row in 0..rows {
+        dequantize(tensor.dtype(), &tensor.bytes()[row * row_bytes..(row + 1) * row_bytes], &mut weights);
+        for (token, x) in x.chunks_exact(columns).enumerate() {
+            out[token * rows + row] = weights.iter().zip(x).map(|(&w, x)| f64::from(w) * x).sum();
+        }
+    }
+    out
+}
+
+/// ‖a − b‖ / ‖b‖
+fn difference(a: &[f32], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let off: f64 = a.iter().zip(b).map(|(&a, b)| (f64::from(a) - b).powi(2)).sum();
+    let size: f64 = b.iter().map(|b| b * b).sum();
+    (off / size).sqrt()
+}
+
+fn silu(x: f64) -> f64 {
+    x / (1.0 + (-x).exp())
+}
+
+/// One product in one mode, with and without a fused norm and biases where the mode has them.
+fn check(rig: &mut Rig, dtype: DType, rows: usize, columns: usize, tokens: usize, small: bool, mode: Mode) {
+    let what = format!("{} {rows}×{columns} · {tokens} {mode:?} small={small}", dtype.name());
+    let count = match mode {
+        Mode::Gated => 2,
+        Mode::Store => 1 + rig.below(3),
+        _ => 1,
+    };
+    let heights: Vec<usize> =
+        (0..count).map(|i| if mode == Mode::Gated || i == 0 { rows } else { 1 + rig.below(rows) }).collect();
+    let tensors: Vec<Tensor> = heights.iter().map(|&rows| rig.tensor(dtype, rows, columns)).collect();
+    let matrices: Vec<Matrix> = tensors.iter().map(|tensor| rig.load(tensor)).collect();
+    let x = rig.numbers(tokens * columns);
+    let mut input: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+    let norm = (small && rig.below(2) == 0).then(|| rig.numbers(columns));
+    if let Some(norm) = &norm {
+        for row in input.chunks_exact_mut(columns) {
+            let square = row.iter().map(|x| x * x).sum::<f64>() / columns as f64;
+            let scale = 1.0 / (square + f64::from(rig.state.shape.norm_epsilon)).sqrt();
+            row.iter_mut().zip(norm).for_each(|(x, &w)| *x *= scale * f64::from(w));
+        }
+    }
+    let norm = norm.map(|norm| Vector::new(&mut rig.gpu, &norm).expect("a norm"));
+    let biases: Vec<Option<Vec<f32>>> =
+        heights.iter().map(|&n| (mode == Mode::Store && rig.below(2) == 0).then(|| rig.numbers(n))).collect();
+    let on_device: Vec<Option<Vector>> =
+        biases.iter().map(|b| b.as_ref().map(|b| Vector::new(&mut rig.gpu, b).expect("a bias"))).collect();
+    let before: Vec<Vec<f32>> = heights.iter().map(|&n| rig.numbers(n * tokens)).collect();
+    // Stored results are in natural order, the others in the step's.
+    let permuted = small && mode != Mode::Store;
+    let outs: Vec<Buffer> = heights
+        .iter()
+        .zip(&before)
+        .map(|(&n, before)| {
+            let out = rig.activations(before, n, permuted);
+            if matches!(mode, Mode::Store | Mode::Gated) {
+                out.fill(POISON).expect("poison");
+            }
+            out
+        })
+        .collect();
+    let device_x = rig.activations(&x, columns, small);
+    let input_on_device =
+        Input { x: device_x.pointer(), norm: norm.as_ref().map_or(0, Vector::permuted), small, tokens };
+    let products = Products::find(&rig.gpu, &[matrices[0].dtype]).expect("kernels");
+    let list: Vec<_> = matrices
+        .iter()
+        .zip(&outs)
+        .zip(&on_device)
+        .map(|((matrix, out), bias)| (matrix, out.pointer(), bias.as_ref().map_or(0, Vector::natural)))
+        .collect();
+    products.run(&mut rig.gpu, &rig.state, &input_on_device, mode, &list).expect("a launch");
+
+    let results: Vec<Vec<f64>> = tensors.iter().map(|tensor| multiply(tensor, &input)).collect();
+    for (i, &n) in heights.iter().enumerate().take(if mode == Mode::Gated { 1 } else { count }) {
+        let raw = rig.read(&outs[i], n * tokens);
+        let mut found = vec![0.0; n * tokens];
+        let mut expected = vec![0.0; n * tokens];
+        for token in 0..tokens {
+            for row in 0..n {
+                let at = token * n + row;
+                found[at] = raw[token * n + place(row, n, permuted)];
+                let result = results[i][at];
+                expected[at] = match mode {
+                    Mode::Store => result + biases[i].as_ref().map_or(0.0, |b| f64::from(b[row])),
+                    Mode::Add => result + f64::from(before[i][at]),
+                    Mode::Gated => silu(result) * results[1][at],
+                    Mode::SiluMul => silu(f64::from(before[i][at])) * result,
+                };
+            }
+        }
+        let off = difference(&found, &expected);
+        assert!(off <= TOLERANCE, "{what}, matrix {i} of {heights:?}: off by {off:e}");
+    }
+}
+
+const COLUMNS: [usize; 7] = [576, 896, 1536, 3584, 4864, 14336, 18944];
+
+/// Columns that a type can have, the nearest to those wanted.
+fn columns_for(dtype: DType, columns: usize) -> usize {
+    columns.next_multiple_of(dtype.block_len().max(32))
+}
+
+#[test]
+fn products_of_every_type_equal_f64() {
+    let mut rig = Rig::new(0x4d34_3001);
+    for dtype in ON_CARD {
+        for columns in COLUMNS {
+            for tokens in [1, 2, 3, 5, 8] {
+                let mode = [Mode::Store, Mode::Add, Mode::Gated][rig.below(3)];
+                // Rows of an output in permuted order come in groups.
+                let rows = if mode == Mode::Store { 1 + rig.below(150) } else { 32 * (1 + rig.below(5)) };
+                check(&mut rig, dtype, rows, columns_for(dtype, columns), tokens, true, mode);
+            }
+            for tokens in [1, 7, 9, 16, 17, 32, 33, 64, 65, 100] {
+                let mode = [Mode::Store, Mode::Add, Mode::SiluMul][rig.below(3)];
+                let rows = 1 + rig.below(200);
+                check(&mut rig, dtype, rows, columns_for(dtype, columns), tokens, false, mode);
+            }
+        }
+    }
+}
+
+#[test]
+fn converted_types_are_their_blocks_within_their_rounding() {
+    let mut rig = Rig::new(0x4d34_3002);
+    for dtype in DType::ALL {
+        let (stored, words) = on_card(dtype);
+        let Some(words) = words else { continue };
+        let tensor = rig.tensor(dtype, 64, 1024);
+        let matrix = rig.load(&tensor);
+        assert_eq!(matrix.dtype, stored);
+        let x = rig.numbers(1024);
+        let device_x = rig.activations(&x, 1024, true);
+        let out = Buffer::new(rig.gpu.context(), 64 * 4, "out").expect("out");
+        out.fill(POISON).expect("poison");
+        let input = Input { x: device_x.pointer(), norm: 0, small: true, tokens: 1 };
+        let products = Products::find(&rig.gpu, &[stored]).expect("kernels");
+        products
+            .run(&mut rig.gpu, &rig.state, &input, Mode::Store, &[(&matrix, out.pointer(), 0)])
+            .expect("a launch");
+        let x: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+        let off = difference(&rig.read(&out, 64), &multiply(&tensor, &x));
+        // A half has 11 digits, so rounding to it is off by 2^-12 of a number at most, and less in the mean.
+        let tolerance = if words.contains("exactly") { TOLERANCE } else { 3e-4 };
+        assert!(off <= tolerance, "{}: {off:e}", dtype.name());
+    }
+}
+
+#[test]
+fn the_best_tokens_are_those_of_a_sort() {
+    let mut rig = Rig::new(0x4d34_3003);
+    for vocab in [5, 64, 4097, 32_000, 151_936] {
+        let rows = 1 + rig.below(20);
+        let mut logits = rig.numbers(rows * vocab);
+        for i in (0..logits.len()).step_by(7) {
+            logits[i] = (logits[i] * 8.0).round() / 8.0;
+        }
+        logits[0] = f32::NAN;
+        let on_device = rig.gpu.clone_to_device(&logits, "logits").expect("logits");
+        for k in [1, 2, 40, 64] {
+            let k = k.min(vocab);
+            let context = rig.gpu.context().clone();
+            let make = |bytes: usize| Buffer::zeroed(&context, bytes, "results").expect("memory");
+            let (ids, values, sums) = (make(rows * k * 4), make(rows * k * 4), make(rows * 8));
+            let (partial, counters) = (make(rows * vocab.div_ceil(4096) * 512), make(4096));
+            let argument = Logits {
+                logits: on_device.pointer(),
+                ids: ids.pointer(),
+                values: values.pointer(),
+                sums: sums.pointer(),
+                partial: partial.pointer(),
+                counters: counters.pointer(),
+                vocab: vocab as i32,
+                k: k as i32,
+            };
+            let (name, segment) = if k == 1 { ("argmax_rows", 4096) } else { ("top_k_rows", 8192) };
+            let kernel = rig.gpu.kernel(name).expect("a kernel");
+            let grid = [vocab.div_ceil(segment) as u32, rows as u32, 1];
+            let dims = Dims { grid, block: [256, 1, 1], shared: 0 };
+            // SAFETY: the argument of sample.cu's kernels, with room for what its header says.
+            unsafe { rig.gpu.launch(&kernel, dims, 0, arguments![argument]) }.expect("a launch");
+            let ids: Vec<u32> = rig.read(&ids, rows * k).into_iter().map(f32::to_bits).collect();
+            let values = rig.read(&values, rows * k);
+            for row in 0..rows {
+                let all = &logits[row * vocab..(row + 1) * vocab];
+                let mut sorted: Vec<(u32, f32)> =
+                    (0u32..).zip(all.iter().copied()).filter(|(_, l)| !l.is_nan()).collect();
+                sorted.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+                for (i, &(id, value)) in sorted.iter().take(k).enumerate() {
+                    let at = row * k + i;
+                    assert_eq!(
+                        (ids[at], values[at]),
+                        (id, value),
+                        "vocab {vocab}, row {row}, place {i} of {k}"
+                    );
+                }
+            }
+        }
+    }
+}

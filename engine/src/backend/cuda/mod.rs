@@ -1,0 +1,35 @@
+//! CUDA devices: the kernels of `kernels/*.cu` behind the driver API, which is found at run time.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`device`] | asking the driver, opening the device that was chosen |
+//! | [`error`] | a failed call in the user's words |
+//! | [`module`] | the embedded kernels, loaded file by file |
+//! | `gpu` | the stream, memory, launches counted and timed |
+//! | `weights` | matrices on their way in, repacked by the device |
+//! | `arguments` | the kernels' structs |
+//! | `products` | which kernel multiplies, and its geometry |
+//! | `metadata`, `state` | the step's batch on the device; activations and the KV cache |
+//! | `backend` | the decoder's operations as launches, graphs of small steps |
+//! | `trace` | kernels timed one by one |
+
+mod arguments;
+mod backend;
+pub mod device;
+pub mod error;
+mod gpu;
+#[cfg(all(test, feature = "gpu-tests"))]
+mod gpu_tests;
+mod metadata;
+pub mod module;
+mod products;
+mod speed;
+mod state;
+mod trace;
+mod weights;
+
+pub use backend::{CudaBackend, CudaOptions};
+pub use device::Device;
+pub use module::Kernels;
+pub use speed::copy_speed;
+pub use weights::{Matrix, Vector};

@@ -1,0 +1,175 @@
+//! Which kernel multiplies, and how it is launched: the one place that knows the geometry of `gemv.cu`, `small.cu`,
+//! `skinny.cu` and `gemm.cu`.
+
+use std::collections::HashMap;
+
+use super::{
+    arguments::{Mode, Product},
+    gpu::{Dims, Gpu, Kernel, arguments},
+    state::State,
+    weights::{Matrix, suffix},
+};
+use crate::{error::EngineError, gguf::DType};
+
+/// Most tokens of a small step.
+pub(super) const SMALL_BATCH: usize = 8;
+
+/// What is multiplied.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Input {
+    /// `[tokens, columns]`, in permuted order for a small batch.
+    pub(super) x: u64,
+    /// The norm to be fused into reading x, in permuted order; 0: none. Small batches only.
+    pub(super) norm: u64,
+    /// The kernels for small batches, and permuted order.
+    pub(super) small: bool,
+    pub(super) tokens: usize,
+}
+
+/// Kernels by how many tokens they are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Family {
+    /// `gemv.cu`: one token.
+    One,
+    /// `small.cu`: up to so many.
+    Small(usize),
+    /// `skinny.cu`: up to so many.
+    Skinny(usize),
+    /// `gemm.cu`, tiles of 64 tokens.
+    Tiled64,
+    /// `gemm.cu`, tiles of 128 tokens.
+    Tiled,
+}
+
+impl Family {
+    const ALL: [Self; 8] = [
+        Self::One,
+        Self::Small(2),
+        Self::Small(4),
+        Self::Small(8),
+        Self::Skinny(16),
+        Self::Skinny(32),
+        Self::Tiled64,
+        Self::Tiled,
+    ];
+
+    fn of(input: &Input) -> Self {
+        match (input.small, input.tokens) {
+            (true, 1) => Self::One,
+            (true, 2) => Self::Small(2),
+            (true, ..=4) => Self::Small(4),
+            (true, _) => Self::Small(8),
+            (false, ..=16) => Self::Skinny(16),
+            (false, ..=32) => Self::Skinny(32),
+            // The smaller tile costs a twentieth more a token, and wastes less where it does not fill.
+            (false, tokens) if 21 * tokens.div_ceil(64) < 40 * tokens.div_ceil(128) => Self::Tiled64,
+            (false, _) => Self::Tiled,
+        }
+    }
+
+    /// The launch for matrices of so many rows.
+    fn dims(self, sms: usize, rows: &[usize], columns: usize, mode: Mode) -> Dims {
+        match self {
+            Self::One => one(sms, rows, columns, mode == Mode::Gated),
+            Self::Small(..=2) | Self::Tiled => Dims::new(sms * 2, 256),
+            Self::Small(_) | Self::Skinny(17..) => Dims::new(sms, 256),
+            Self::Skinny(_) => Dims::new(sms * 2, 128),
+            Self::Tiled64 => Dims::new(sms * 3, 128),
+        }
+    }
+
+    fn kernel(self, dtype: DType) -> String {
+        let suffix = suffix(dtype);
+        match self {
+            Self::One => format!("gemv_{suffix}"),
+            Self::Small(n) => format!("small_{suffix}_b{n}"),
+            Self::Skinny(n) => format!("skinny_{suffix}_n{n}"),
+            Self::Tiled64 => format!("gemm_{suffix}_64"),
+            Self::Tiled => format!("gemm_{suffix}"),
+        }
+    }
+}
+
+/// The launch of `gemv.cu`. Warps of a block lie along the slices of the columns (y) and along row tiles (z); units are the
+/// row tiles of all matrices, or of one where a gate and its up go together. More blocks than run at once would cost the
+/// last ones a turn of their own.
+fn one(sms: usize, rows: &[usize], columns: usize, gated: bool) -> Dims {
+    let slices = columns.div_ceil(1024);
+    let y = slices.div_ceil(slices.div_ceil(8));
+    let z = (4 / y).max(if gated { 2 } else { 1 });
+    let abreast = if gated && z % 2 == 0 { z / 2 } else { z };
+    let tiles = rows.iter().take(if gated { 1 } else { rows.len() }).map(|rows| rows.div_ceil(4));
+    let units: usize = tiles.sum();
+    // Partial sums of a block must fit its shared memory.
+    let sum_bytes = slices * 16 * if gated { 2 } else { 1 };
+    let most = (SHARED / sum_bytes / abreast).max(1) * abreast;
+    let grid = (sms * (16 / (y * z))).min(units.div_ceil(abreast)).max(units.div_ceil(most));
+    let shared = units.div_ceil(grid * abreast) * abreast * sum_bytes;
+    Dims { grid: [grid as u32, 1, 1], block: [32, y as u32, z as u32], shared: shared as u32 }
+}
+
+/// Bytes of shared memory that a block of `gemv.cu` may take for partial sums, beside what it has of its own.
+const SHARED: usize = 47 << 10;
+
+/// Bytes of workspace that products take: two tiles of 128 by 128 sums for each block of `gemm.cu`, which is the most.
+pub(super) fn partial_bytes(sms: usize) -> usize {
+    sms * 2 * 2 * 128 * 128 * 4
+}
+
+/// The kernels of the types that a model has.
+pub(super) struct Products {
+    kernels: HashMap<(Family, DType), Kernel>,
+}
+
+impl Products {
+    pub(super) fn find(gpu: &Gpu, types: &[DType]) -> Result<Self, EngineError> {
+        let mut kernels = HashMap::new();
+        for &dtype in types {
+            for family in Family::ALL {
+                kernels.insert((family, dtype), gpu.kernel(&family.kernel(dtype))?);
+            }
+        }
+        Ok(Self { kernels })
+    }
+
+    /// Multiplies the input by up to three matrices of one type and as many columns, each with its output and bias
+    /// (0: none).
+    pub(super) fn run(
+        &self,
+        gpu: &mut Gpu,
+        state: &State,
+        input: &Input,
+        mode: Mode,
+        matrices: &[(&Matrix, u64, u64)],
+    ) -> Result<(), EngineError> {
+        let Some(&(first, _, _)) = matrices.first() else { return Ok(()) };
+        let mut product = Product {
+            matrices: matrices.len() as i32,
+            columns: first.columns as i32,
+            tokens: input.tokens as i32,
+            mode: mode as i32,
+            out_permuted: i32::from(input.small),
+            epsilon: state.shape.norm_epsilon,
+            x: input.x,
+            norm: input.norm,
+            partial: state.product_partial.pointer(),
+            counters: state.product_counters.pointer(),
+            ..Product::default()
+        };
+        let mut bytes = (input.tokens * first.columns * 4) as u64;
+        for (i, &(matrix, out, bias)) in matrices.iter().enumerate() {
+            assert!(matrix.dtype == first.dtype && matrix.columns == first.columns);
+            (product.weight[i], product.out[i], product.bias[i]) = (matrix.pointer(), out, bias);
+            product.rows[i] = matrix.rows as i32;
+            bytes += matrix.bytes() + (input.tokens * matrix.rows * 4) as u64;
+        }
+        let family = Family::of(input);
+        let kernel = self.kernels.get(&(family, first.dtype)).ok_or_else(|| {
+            EngineError::Backend(format!("no kernel {} was prepared", family.kernel(first.dtype)))
+        })?;
+        let rows: Vec<usize> = matrices.iter().map(|(matrix, _, _)| matrix.rows).collect();
+        let dims = family.dims(gpu.sms(), &rows, first.columns, mode);
+        // SAFETY: the argument of the products' kernels; the geometry is theirs, and the buffers hold the step.
+        unsafe { gpu.launch(kernel, dims, bytes, arguments![product]) }
+    }
+}

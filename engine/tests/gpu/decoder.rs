@@ -1,0 +1,277 @@
+//! Logits of random models in the shapes of real ones, in every way of batching.
+
+use std::{collections::BTreeMap, path::Path};
+
+use m40llm_engine::{
+    KvType,
+    backend::{
+        Backend, Capacity, Need, Row,
+        cpu::ReferenceBackend,
+        cuda::{CudaBackend, CudaOptions, Device},
+    },
+    gguf::{DType, Gguf},
+    model::{Decoder, ModelConfig, Weights},
+    sched::{BLOCK_TOKENS, Batch, BatchSequence},
+};
+
+use crate::support::{
+    Rng,
+    tiny::{self, Family, Spec, Vocabulary},
+};
+
+fn cuda(graphs: bool) -> CudaBackend {
+    let device = Device::open(None, false).expect("these tests need a CUDA device");
+    CudaBackend::new(device, CudaOptions { graphs, trace: None }).unwrap()
+}
+
+fn reference() -> ReferenceBackend {
+    ReferenceBackend::new(std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// Sequences in the middle of being read, with blocks in random order.
+struct Run<'a, B: Backend> {
+    decoder: Decoder<B>,
+    vocab: usize,
+    sequences: &'a [Vec<u32>],
+    tables: Vec<Vec<u32>>,
+    done: Vec<usize>,
+    /// Logits by sequence and position.
+    logits: BTreeMap<(usize, usize), Vec<f32>>,
+}
+
+fn below(rng: &mut Rng, n: usize) -> usize {
+    (rng.next() % n as u64) as usize
+}
+
+impl<'a, B: Backend> Run<'a, B> {
+    fn new(mut backend: B, path: &Path, sequences: &'a [Vec<u32>], kv_type: KvType, rng: &mut Rng) -> Self {
+        let file = Gguf::open(path).unwrap();
+        let config = ModelConfig::from_gguf(&file).unwrap();
+        let weights =
+            Weights::load(&file, &config.architecture, &config.shape, &mut backend, &mut |_| {}).unwrap();
+        let counts: Vec<usize> = sequences.iter().map(|s| s.len().div_ceil(BLOCK_TOKENS)).collect();
+        let total: usize = counts.iter().sum();
+        let mut blocks: Vec<u32> = (0..total as u32).collect();
+        for i in (1..total).rev() {
+            blocks.swap(i, below(rng, i + 1));
+        }
+        let tables = counts.into_iter().map(|n| blocks.split_off(blocks.len() - n)).collect();
+        let tokens: usize = sequences.iter().map(Vec::len).sum();
+        let capacity =
+            Capacity { tokens, sequences: sequences.len(), logit_rows: tokens, kv_blocks: total, kv_type };
+        backend.allocate(&config.shape, &capacity).unwrap();
+        Self {
+            decoder: Decoder::new(backend, weights),
+            vocab: config.shape.vocab,
+            sequences,
+            tables,
+            done: vec![0; sequences.len()],
+            logits: BTreeMap::new(),
+        }
+    }
+
+    /// One step over `(sequence, tokens)`, all rows wanted.
+    fn step(&mut self, parts: &[(usize, usize)]) {
+        let mut batch = Batch::default();
+        let mut rows = Vec::new();
+        for &(i, len) in parts {
+            let context = self.done[i];
+            let (start, table) = (batch.tokens.len(), batch.block_tables.len());
+            batch.sequences.push(BatchSequence { start, len, context, table });
+            batch.tokens.extend(&self.sequences[i][context..context + len]);
+            batch.positions.extend((context..context + len).map(|p| p as u32));
+            batch.block_tables.extend(&self.tables[i][..(context + len).div_ceil(BLOCK_TOKENS)]);
+            rows.extend((context..context + len).map(|p| (i, p)));
+            self.done[i] += len;
+        }
+        batch.logit_rows = (0..batch.tokens.len() as u32).collect();
+        self.decoder.forward(&batch, &vec![Need::All; rows.len()]).unwrap();
+        for (row, &place) in rows.iter().enumerate() {
+            let Row::All(logits) = self.decoder.row(row) else { panic!("all was asked for") };
+            assert_eq!(logits.len(), self.vocab);
+            self.logits.insert(place, logits.to_vec());
+        }
+    }
+
+    fn one_by_one(mut self) -> BTreeMap<(usize, usize), Vec<f32>> {
+        for i in 0..self.sequences.len() {
+            self.step(&[(i, self.sequences[i].len())]);
+        }
+        self.logits
+    }
+
+    fn left(&self, i: usize) -> usize {
+        self.sequences[i].len() - self.done[i]
+    }
+
+    /// Parts of random length of several sequences at a time; returns the number of steps too.
+    fn mixed(mut self, rng: &mut Rng) -> (BTreeMap<(usize, usize), Vec<f32>>, usize) {
+        let mut steps = 0;
+        loop {
+            let open: Vec<usize> = (0..self.sequences.len()).filter(|&i| self.left(i) > 0).collect();
+            if open.is_empty() {
+                return (self.logits, steps);
+            }
+            // A third of the steps only decode, as most do in life.
+            let lengths: &[usize] = if below(rng, 3) == 0 { &[1] } else { &[1, 1, 1, 7, 40, 200] };
+            let mut parts = Vec::new();
+            for &i in &open {
+                if below(rng, 4) > 0 || parts.is_empty() {
+                    let most = lengths[below(rng, lengths.len())].min(self.left(i));
+                    parts.push((i, 1 + below(rng, most)));
+                }
+            }
+            self.step(&parts);
+            steps += 1;
+        }
+    }
+}
+
+fn sequences(rng: &mut Rng, vocab: usize, lengths: &[usize]) -> Vec<Vec<u32>> {
+    lengths.iter().map(|&n| (0..n).map(|_| below(rng, vocab) as u32).collect()).collect()
+}
+
+/// The largest ‖a − b‖ / ‖b‖ over all rows.
+fn difference(a: &BTreeMap<(usize, usize), Vec<f32>>, b: &BTreeMap<(usize, usize), Vec<f32>>) -> f64 {
+    assert!(a.keys().eq(b.keys()));
+    let row = |a: &[f32], b: &[f32]| {
+        let off: f64 = a.iter().zip(b).map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2)).sum();
+        let size: f64 = b.iter().map(|&b| f64::from(b).powi(2)).sum();
+        (off / size).sqrt()
+    };
+    let rows = a.values().zip(b.values()).map(|(a, b)| row(a, b));
+    rows.fold(0.0, |worst: f64, off| if off.is_nan() { f64::INFINITY } else { worst.max(off) })
+}
+
+fn written(spec: &Spec) -> (tempfile::TempDir, std::path::PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tiny.gguf");
+    std::fs::write(&path, tiny::model(spec)).unwrap();
+    (dir, path)
+}
+
+const VOCABULARY: Vocabulary = Vocabulary::Bpe;
+/// 256 bytes, three merges, three special tokens.
+const VOCAB: usize = 262;
+
+/// Rows in the shapes of Qwen2.5-0.5B, Llama 3 (narrower by half) and Qwen3, two layers each.
+fn shapes() -> [Spec; 4] {
+    let base = Spec { vocabulary: VOCABULARY, layers: 2, ..Spec::default() };
+    [
+        Spec { family: Family::Qwen2, dim: 896, heads: 14, kv_heads: 2, head_dim: 64, ffn: 4864, ..base },
+        Spec {
+            family: Family::Llama,
+            dim: 2048,
+            heads: 16,
+            kv_heads: 4,
+            head_dim: 128,
+            ffn: 7168,
+            tied: false,
+            rope_freqs: true,
+            ..base
+        },
+        Spec { family: Family::Qwen3, dim: 1024, heads: 16, kv_heads: 8, head_dim: 128, ffn: 3072, ..base },
+        // Heads of 80 and 96, groups of 7 and 3.
+        Spec { family: Family::Llama, dim: 1280, heads: 14, kv_heads: 2, head_dim: 80, ffn: 1536, ..base },
+    ]
+}
+
+#[test]
+fn logits_equal_the_references() {
+    let seed = 0x6d34_0001;
+    println!("seed {seed}");
+    let mut rng = Rng(seed);
+    for spec in shapes() {
+        for dtype in
+            [DType::F16, DType::Q8_0, DType::Q4_0, DType::Q4_1, DType::Q5_0, DType::Q5_1, DType::BF16]
+        {
+            let spec = Spec { dtype, seed: rng.next(), ..spec };
+            let (_dir, path) = written(&spec);
+            let sequences = sequences(&mut rng, VOCAB, &[70, 1, 33, 200]);
+            // With f32 in the cache only sums differ; f16 and 8 bits may round a number the other way, which moves the
+            // rest by some units of their last digit.
+            for (kv_type, tolerance) in [(KvType::F32, 2e-5), (KvType::F16, 1e-3), (KvType::Q8, 2e-2)] {
+                let expected = Run::new(reference(), &path, &sequences, kv_type, &mut rng).one_by_one();
+                let found = Run::new(cuda(true), &path, &sequences, kv_type, &mut rng).one_by_one();
+                let off = difference(&found, &expected);
+                assert!(off <= tolerance, "{spec:?}, {kv_type:?}: {off:e}");
+                let (mixed, _) = Run::new(cuda(true), &path, &sequences, kv_type, &mut rng).mixed(&mut rng);
+                let off = difference(&mixed, &expected);
+                assert!(off <= tolerance, "{spec:?}, {kv_type:?}, mixed: {off:e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn k_quants_in_whole_models() {
+    let mut rng = Rng(0x6d34_0002);
+    for dtype in [DType::Q4_K, DType::Q5_K, DType::Q6_K] {
+        for (dim, heads, kv_heads, ffn) in [(1536, 12, 2, 8960), (1024, 8, 8, 3584)] {
+            let spec = Spec {
+                family: Family::Qwen2,
+                dtype,
+                dim,
+                heads,
+                kv_heads,
+                head_dim: 128,
+                ffn,
+                vocabulary: VOCABULARY,
+                ..Spec::default()
+            };
+            let (_dir, path) = written(&spec);
+            let sequences = sequences(&mut rng, VOCAB, &[40, 9, 100]);
+            let expected = Run::new(reference(), &path, &sequences, KvType::F32, &mut rng).one_by_one();
+            let (found, _) = Run::new(cuda(true), &path, &sequences, KvType::F32, &mut rng).mixed(&mut rng);
+            let off = difference(&found, &expected);
+            assert!(off <= 2e-5, "{spec:?}: {off:e}");
+        }
+    }
+}
+
+#[test]
+fn two_hundred_mixed_batches_equal_one_by_one() {
+    let seed = 0x6d34_0003;
+    println!("seed {seed}");
+    let mut rng = Rng(seed);
+    let spec = Spec {
+        family: Family::Qwen2,
+        dim: 896,
+        heads: 14,
+        kv_heads: 2,
+        ffn: 1536,
+        vocabulary: VOCABULARY,
+        ..Spec::default()
+    };
+    let (_dir, path) = written(&spec);
+    let mut batches = 0;
+    while batches < 200 {
+        let lengths: Vec<usize> = (0..20).map(|_| 1 + below(&mut rng, 120)).collect();
+        let sequences = sequences(&mut rng, VOCAB, &lengths);
+        let graphs = below(&mut rng, 2) == 0;
+        let expected = Run::new(cuda(graphs), &path, &sequences, KvType::F16, &mut rng).one_by_one();
+        let (found, steps) = Run::new(cuda(graphs), &path, &sequences, KvType::F16, &mut rng).mixed(&mut rng);
+        let off = difference(&found, &expected);
+        assert!(off <= 1e-3, "{off:e} after {batches} batches");
+        batches += steps;
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_before_anything_is_loaded() {
+    let backend = cuda(true);
+    let shape = ModelConfig::from_gguf(&Gguf::open(&written(&Spec::default()).1).unwrap()).map(|c| c.shape);
+    let shape = shape.unwrap();
+    let capacity = Capacity { tokens: 64, sequences: 4, logit_rows: 4, kv_blocks: 0, kv_type: KvType::F16 };
+    let demand = |weights, ctx_size| m40llm_engine::backend::Demand {
+        weights,
+        shape: &shape,
+        capacity: &capacity,
+        ctx_size,
+    };
+    let error = backend.kv_room(&demand(1 << 50, None)).unwrap_err().to_string();
+    assert!(error.contains("weights") && error.lines().count() == 1, "{error}");
+    let error = backend.kv_room(&demand(1 << 20, Some(1 << 40))).unwrap_err().to_string();
+    assert!(error.contains("--ctx-size"), "{error}");
+    assert!(backend.kv_room(&demand(1 << 20, Some(1024))).unwrap() > 1 << 20);
+}

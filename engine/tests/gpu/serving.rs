@@ -1,0 +1,133 @@
+//! The demo model through the engine: the reference's texts, alone and in company, and nothing that leaks.
+
+use std::path::PathBuf;
+
+use m40llm_engine::{
+    BackendChoice, Engine, EngineConfig, Event, GenerateRequest, Generation, SamplingParams,
+    backend::cuda::Device,
+};
+
+fn demo_model() -> PathBuf {
+    // Beside the checkout's models/, or wherever the tests are run.
+    let here = PathBuf::from("models/smollm2-135m-instruct-q4_1.gguf");
+    let there =
+        PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../models/smollm2-135m-instruct-q4_1.gguf"));
+    let path = if here.exists() { here } else { there };
+    assert!(path.exists(), "{} is missing: run scripts/fetch-model.sh smollm2", path.display());
+    path
+}
+
+fn load(backend: BackendChoice, max_batch: usize) -> Engine {
+    let config = EngineConfig {
+        backend,
+        ctx_size: Some(1024),
+        max_batch,
+        max_queue: 20_000,
+        ..EngineConfig::default()
+    };
+    Engine::load(&demo_model(), &config, |_| {}).unwrap()
+}
+
+fn cuda(max_batch: usize) -> Engine {
+    load(BackendChoice::Cuda { device: None, require_sm52: false }, max_batch)
+}
+
+fn submit(engine: &Engine, prompt: &str, max_tokens: usize, sampling: SamplingParams) -> Generation {
+    let text = format!("<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n");
+    let prompt = engine.tokenizer().encode(&text, true, true);
+    engine
+        .submit(GenerateRequest {
+            prompt,
+            max_tokens: Some(max_tokens),
+            sampling,
+            ..GenerateRequest::default()
+        })
+        .unwrap()
+}
+
+fn text(mut generation: Generation) -> String {
+    let mut text = String::new();
+    loop {
+        match generation.blocking_next().expect("a last event") {
+            Event::Text { text: piece, .. } => text += &piece,
+            Event::Prompt(_) => {}
+            Event::Done { .. } => return text,
+            Event::Failed(error) => panic!("{error}"),
+        }
+    }
+}
+
+const QUESTIONS: [&str; 8] = [
+    "Why is the sky blue?",
+    "What is the capital of France?",
+    "Count from one to ten.",
+    "Write a short poem about rain.",
+    "What is 12 times 12?",
+    "Name three colours.",
+    "Explain what a GPU is.",
+    "Say hello in Spanish.",
+];
+
+#[test]
+fn greedy_texts_are_the_references_alone_and_together() {
+    let reference = load(BackendChoice::Reference, 4);
+    let engine = cuda(16);
+    let expected: Vec<String> =
+        QUESTIONS.iter().map(|q| text(submit(&reference, q, 48, SamplingParams::greedy()))).collect();
+    let alone: Vec<String> =
+        QUESTIONS.iter().map(|q| text(submit(&engine, q, 48, SamplingParams::greedy()))).collect();
+    assert_eq!(alone, expected);
+    for streams in [2, 5, 8, 16, 40] {
+        let together: Vec<Generation> = (0..streams)
+            .map(|i| submit(&engine, QUESTIONS[i % QUESTIONS.len()], 48, SamplingParams::greedy()))
+            .collect();
+        for (i, generation) in together.into_iter().enumerate() {
+            assert_eq!(text(generation), expected[i % QUESTIONS.len()], "stream {i} of {streams}");
+        }
+    }
+}
+
+#[test]
+fn sampling_on_the_device_is_sampling_on_the_host() {
+    let reference = load(BackendChoice::Reference, 4);
+    let engine = cuda(4);
+    for (i, params) in [
+        SamplingParams { top_k: 40, temperature: 0.8, ..SamplingParams::default() },
+        SamplingParams { top_p: 0.9, ..SamplingParams::default() },
+        SamplingParams { repetition_penalty: 1.2, temperature: 0.0, ..SamplingParams::default() },
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let sampling = SamplingParams { seed: Some(i as u64 + 1), ..params };
+        let found = text(submit(&engine, QUESTIONS[i], 32, sampling.clone()));
+        assert_eq!(found, text(submit(&reference, QUESTIONS[i], 32, sampling)), "{i}");
+    }
+}
+
+#[test]
+fn ten_thousand_requests_leave_the_devices_memory_as_it_was() {
+    let engine = cuda(32);
+    let device = Device::open(None, false).unwrap();
+    let run = |count: usize| {
+        let all: Vec<Generation> = (0..count)
+            .map(|i| {
+                let sampling =
+                    SamplingParams { seed: Some(i as u64), top_k: i % 3 * 20, ..SamplingParams::default() };
+                submit(&engine, QUESTIONS[i % QUESTIONS.len()], 1 + i % 7, sampling)
+            })
+            .collect();
+        // Every fifth is dropped, which cancels it.
+        for (i, generation) in all.into_iter().enumerate() {
+            if i % 5 != 0 {
+                text(generation);
+            }
+        }
+    };
+    run(200);
+    let before = device.free_memory().unwrap();
+    run(10_000);
+    let after = device.free_memory().unwrap();
+    assert_eq!(before, after, "free bytes before and after");
+    assert_eq!(engine.stats().kv_blocks_used, 0);
+}
