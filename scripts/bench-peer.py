@@ -7,7 +7,7 @@ Both programs measure in turns (A B A B ...), each in an own process with a warm
 medians. llama.cpp is the PyPI package llama-cpp-python, built for this machine into .venv-peer/ on the first
 run, which takes some minutes. Then single streams through the server, each beside bench just before and just
 after it, and the server's peak memory.
-Run it on an idle machine: a busy core costs a spinning thread pool more than its share.
+Run it on an idle machine: the two programs, and bench and server, do not lose alike on a busy core.
 """
 
 import argparse
