@@ -241,7 +241,8 @@ __device__ __forceinline__ void gemv(const Product& p) {
     extern __shared__ float partial[];
     __shared__ float squares[MAX_SLICES];
     __shared__ volatile int zero;
-    zero = 0;
+    if (threadIdx.x + threadIdx.y + threadIdx.z == 0) zero = 0;
+    __syncthreads();
     Input<T> in;
     int held = -1;  // slice that `in` holds
     for (int s = threadIdx.y, m = 0; s * SLICE < p.columns; ) {

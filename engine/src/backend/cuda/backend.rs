@@ -124,14 +124,22 @@ impl Kernels {
                 "heads are {head_dim} wide; CUDA kernels are there for {HEAD_DIMS:?}: use --backend cpu"
             )));
         }
-        let embed = types.iter().map(|&t| Ok((t, gpu.kernel(&format!("embed_{}", suffix(t)))?)));
+        let append = format!("rope_append_{kv}");
+        let decode = format!("attention_decode_{kv}_{head_dim}_{heads}");
+        let prefill = format!("attention_prefill_{kv}_{head_dim}");
+        let embed = |dtype: DType| format!("embed_{}", suffix(dtype));
+        let mut names: Vec<String> = Products::names(types).chain(types.iter().map(|&t| embed(t))).collect();
+        names.extend([&append, &decode, &prefill].map(String::clone));
+        names.extend(["rmsnorm", "rope_angles", "argmax_rows", "top_k_rows"].map(str::to_owned));
+        gpu.load_kernels(&names)?;
+        let embed = types.iter().map(|&t| Ok((t, gpu.kernel(&embed(t))?)));
         Ok(Self {
             embed: embed.collect::<Result<_, EngineError>>()?,
             norm: gpu.kernel("rmsnorm")?,
             angles: gpu.kernel("rope_angles")?,
-            append: gpu.kernel(&format!("rope_append_{kv}"))?,
-            decode: gpu.kernel(&format!("attention_decode_{kv}_{head_dim}_{heads}"))?,
-            prefill: gpu.kernel(&format!("attention_prefill_{kv}_{head_dim}"))?,
+            append: gpu.kernel(&append)?,
+            decode: gpu.kernel(&decode)?,
+            prefill: gpu.kernel(&prefill)?,
             argmax: gpu.kernel("argmax_rows")?,
             top_k: gpu.kernel("top_k_rows")?,
         })

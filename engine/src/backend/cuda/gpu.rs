@@ -88,6 +88,11 @@ impl Gpu {
         self.context().bind_to_thread().call("cuCtxSetCurrent")
     }
 
+    /// Loads kernels, several at a time, so that finding them takes no time.
+    pub(super) fn load_kernels(&self, names: &[String]) -> Result<(), EngineError> {
+        self.kernels.load(names)
+    }
+
     /// Finds a kernel, loading its file if need be. For the time before the first step.
     pub(super) fn kernel(&self, name: &str) -> Result<Kernel, EngineError> {
         let (name, function) = self.kernels.find(name)?;

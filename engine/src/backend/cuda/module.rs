@@ -1,9 +1,14 @@
-//! The kernels that the build embedded, loaded file by file when first asked for: machine code on the card they are
-//! written for; on newer ones intermediate code, which the driver compiles (and keeps in its own cache on disk).
+//! The kernels that the build embedded, loaded when first asked for: on the card they are written for, machine code by the
+//! file; on newer ones intermediate code by the kernel, since the driver compiles it (and keeps the result in its own
+//! cache on disk), which takes a third of a second each.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -22,6 +27,9 @@ struct Image {
     ptx: &'static str,
 }
 
+/// Threads that load kernels at the same time, at most.
+const LOADERS: usize = 8;
+
 static IMAGES: &[Image] = &include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 fn image(file: &str) -> Result<&'static Image, EngineError> {
@@ -34,7 +42,26 @@ fn image(file: &str) -> Result<&'static Image, EngineError> {
     })
 }
 
+/// Starts a kernel in intermediate code; it ends with the first line that is a brace alone.
+const ENTRY: &str = ".visible .entry ";
+
 impl Image {
+    /// The intermediate code of one of its kernels: all that is not another kernel.
+    fn ptx_of(&self, name: &str) -> String {
+        let mut kept = String::new();
+        let mut skipping = false;
+        for line in self.ptx.split_inclusive('\n') {
+            if let Some(rest) = line.strip_prefix(ENTRY) {
+                skipping = rest.split('(').next() != Some(name);
+            }
+            if !skipping {
+                kept.push_str(line);
+            }
+            skipping &= line.trim_end() != "}";
+        }
+        kept
+    }
+
     /// The names of its kernels.
     fn entries(&self) -> impl Iterator<Item = &'static str> + use<> {
         let after = self.ptx.split(".entry ").skip(1);
@@ -51,8 +78,9 @@ pub struct Kernels {
 
 #[derive(Default)]
 struct Loaded {
-    modules: HashMap<&'static str, Arc<CudaModule>>,
-    /// Spent in loading, which for intermediate code is compiling.
+    /// By file or by kernel.
+    modules: HashMap<String, Arc<CudaModule>>,
+    /// Spent in loading by all threads, which for intermediate code is compiling.
     time: Duration,
 }
 
@@ -72,7 +100,7 @@ impl Kernels {
                 known.join(", ")
             )));
         }
-        let module = self.module(image)?;
+        let module = self.module(image, name)?;
         module.load_function(name).call(format_args!("cuModuleGetFunction {name}"))
     }
 
@@ -85,23 +113,45 @@ impl Kernels {
         Ok((name, self.function(image.name, name)?))
     }
 
-    fn module(&self, image: &'static Image) -> Result<Arc<CudaModule>, EngineError> {
-        let mut loaded = lock(&self.loaded);
-        if let Some(module) = loaded.modules.get(image.name) {
+    /// Loads kernels before they are asked for, several at a time.
+    pub fn load(&self, names: &[String]) -> Result<(), EngineError> {
+        let start = Instant::now();
+        let next = AtomicUsize::new(0);
+        let threads = thread::available_parallelism().map_or(1, usize::from).min(LOADERS).min(names.len());
+        let results: Vec<Result<(), EngineError>> = thread::scope(|scope| {
+            let load = || {
+                while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    self.find(name)?;
+                }
+                Ok(())
+            };
+            let running: Vec<_> = (0..threads).map(|_| scope.spawn(load)).collect();
+            let died = |_| Err(EngineError::Backend("a thread that loaded kernels died".into()));
+            running.into_iter().map(|thread| thread.join().unwrap_or_else(died)).collect()
+        });
+        tracing::debug!(kernels = names.len(), took = ?start.elapsed(), "kernels loaded");
+        results.into_iter().collect()
+    }
+
+    fn module(&self, image: &'static Image, name: &str) -> Result<Arc<CudaModule>, EngineError> {
+        let key = match self.code {
+            Code::Cubin => image.name.to_owned(),
+            Code::Ptx => name.to_owned(),
+        };
+        if let Some(module) = lock(&self.loaded).modules.get(&key) {
             return Ok(Arc::clone(module));
         }
         let start = Instant::now();
         let code = match self.code {
             Code::Cubin => Ptx::from_binary(image.cubin.to_vec()),
-            Code::Ptx => Ptx::from_src(image.ptx),
+            Code::Ptx => Ptx::from_src(image.ptx_of(name)),
         };
+        // Not under the lock: others load meanwhile. Two that load the same do it twice, and one result is kept.
         let module = self.context.load_module(code);
         let module = module.call(format_args!("cuModuleLoadData of {}.cu ({:?})", image.name, self.code))?;
-        let took = start.elapsed();
-        loaded.time += took;
-        tracing::debug!(file = image.name, code = ?self.code, ?took, total = ?loaded.time, "kernels loaded");
-        loaded.modules.insert(image.name, Arc::clone(&module));
-        Ok(module)
+        let mut loaded = lock(&self.loaded);
+        loaded.time += start.elapsed();
+        Ok(Arc::clone(loaded.modules.entry(key).or_insert(module)))
     }
 
     /// Time spent in loading so far, which for [`Code::Ptx`] is the driver's compiling.
@@ -136,6 +186,20 @@ mod tests {
             // ELF, its machine EM_CUDA, and the architecture in the low byte of its flags.
             assert_eq!(&cubin[..4], b"\x7fELF", "{name}");
             assert_eq!((u16::from_le_bytes([cubin[18], cubin[19]]), cubin[48]), (190, 52), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_kernels_code_is_whole_and_has_no_other_kernel() {
+        for image in IMAGES {
+            for name in image.entries() {
+                let cut = image.ptx_of(name);
+                let entries: Vec<_> = cut.lines().filter(|line| line.contains(".entry ")).collect();
+                assert!(matches!(entries[..], [line] if line.starts_with(ENTRY)), "{name}: {entries:?}");
+                assert!(cut.contains(&format!("{ENTRY}{name}(")), "{name}");
+                assert_eq!(cut.matches('{').count(), cut.matches('}').count(), "{name}");
+                assert!(cut.contains(".target sm_52"), "{name}");
+            }
         }
     }
 

@@ -122,6 +122,11 @@ pub(super) struct Products {
 }
 
 impl Products {
+    /// The names of the kernels of some types.
+    pub(super) fn names(types: &[DType]) -> impl Iterator<Item = String> {
+        types.iter().flat_map(|&dtype| Family::ALL.map(|family| family.kernel(dtype)))
+    }
+
     pub(super) fn find(gpu: &Gpu, types: &[DType]) -> Result<Self, EngineError> {
         let mut kernels = HashMap::new();
         for &dtype in types {
