@@ -80,11 +80,25 @@ pub struct Stats {
     pub device_syncs: u64,
 }
 
-/// A loaded model and the thread that runs it. Cheap to clone; the last clone dropped ends the thread
-/// once what was submitted is finished.
+/// A loaded model and the thread that runs it. Cheap to clone; the last clone dropped waits for the thread,
+/// which ends once what was submitted is finished.
 #[derive(Debug, Clone)]
 pub struct Engine {
     inner: Arc<Inner>,
+}
+
+/// A thread that is waited for when this is dropped. A worker that outlived `main` would free device memory
+/// while the driver is being unloaded.
+#[derive(Debug)]
+struct Joined(Option<thread::JoinHandle<()>>);
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            // The worker catches its panics and says them in `Shared`.
+            let _ = thread.join();
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -93,6 +107,8 @@ struct Inner {
     metadata: Metadata,
     tokenizer: Arc<Tokenizer>,
     jobs: mpsc::UnboundedSender<Job>,
+    /// After `jobs`, as fields are dropped in their order: the worker ends once no more jobs can come.
+    _worker: Joined,
     shared: Arc<Shared>,
     draining: AtomicBool,
     /// Requests taken and not ended, and how many there may be.
@@ -199,7 +215,7 @@ impl Engine {
         let (jobs, inbox) = mpsc::unbounded_channel();
         let decoder = Decoder::new(backend, weights);
         let (state, text) = (Arc::clone(&shared), Arc::clone(&tokenizer));
-        thread::Builder::new()
+        let worker = thread::Builder::new()
             .name("m40llm-worker".into())
             .spawn(move || worker::run(decoder, &text, limits, plan.kv_blocks, inbox, &state))
             .map_err(|e| EngineError::Backend(format!("cannot start the worker thread: {e}")))?;
@@ -208,6 +224,7 @@ impl Engine {
             metadata,
             tokenizer,
             jobs,
+            _worker: Joined(Some(worker)),
             shared,
             draining: AtomicBool::new(false),
             active: Arc::default(),
