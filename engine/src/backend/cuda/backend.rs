@@ -16,18 +16,18 @@ use super::{
     Device,
     arguments::{Attention, Logits, Mode, Norm},
     error::Call as _,
-    gpu::{Dims, Gpu, Kernel, arguments},
+    gpu::{Dims, Gpu, arguments},
+    kernels::Kernels,
     products::{Input, Products, SMALL_BATCH},
     state::{State, block_bytes, decode_heads, decode_splits},
     trace::Trace,
-    weights::{Loader, Matrix, PAD, Vector, on_card, random, suffix, tile_bytes},
+    weights::{Loader, Matrix, PAD, Vector, on_card, random, tile_bytes},
 };
 use crate::{
     backend::{
         AttentionWeights, Backend, Capacity, Counters, Demand, FeedForwardWeights, MOST_BEST, Need, Row,
         Shape,
     },
-    config::KvType,
     device,
     error::EngineError,
     gguf::{DType, Tensor},
@@ -98,56 +98,6 @@ enum RowPlace {
     Best { first: usize, len: usize },
     All,
 }
-
-/// The kernels beside the products.
-struct Kernels {
-    embed: HashMap<DType, Kernel>,
-    norm: Kernel,
-    angles: Kernel,
-    append: Kernel,
-    decode: Kernel,
-    prefill: Kernel,
-    argmax: Kernel,
-    top_k: Kernel,
-}
-
-impl Kernels {
-    fn find(gpu: &Gpu, types: &[DType], shape: &Shape, kv_type: KvType) -> Result<Self, EngineError> {
-        let kv = match kv_type {
-            KvType::F16 => "f16",
-            KvType::F32 => "f32",
-            KvType::Q8 => "q8",
-        };
-        let (head_dim, (heads, _)) = (shape.head_dim, decode_heads(shape));
-        if !HEAD_DIMS.contains(&head_dim) {
-            return Err(EngineError::Model(format!(
-                "heads are {head_dim} wide; CUDA kernels are there for {HEAD_DIMS:?}: use --backend cpu"
-            )));
-        }
-        let append = format!("rope_append_{kv}");
-        let decode = format!("attention_decode_{kv}_{head_dim}_{heads}");
-        let prefill = format!("attention_prefill_{kv}_{head_dim}");
-        let embed = |dtype: DType| format!("embed_{}", suffix(dtype));
-        let mut names: Vec<String> = Products::names(types).chain(types.iter().map(|&t| embed(t))).collect();
-        names.extend([&append, &decode, &prefill].map(String::clone));
-        names.extend(["rmsnorm", "rope_angles", "argmax_rows", "top_k_rows"].map(str::to_owned));
-        gpu.load_kernels(&names)?;
-        let embed = types.iter().map(|&t| Ok((t, gpu.kernel(&embed(t))?)));
-        Ok(Self {
-            embed: embed.collect::<Result<_, EngineError>>()?,
-            norm: gpu.kernel("rmsnorm")?,
-            angles: gpu.kernel("rope_angles")?,
-            append: gpu.kernel(&append)?,
-            decode: gpu.kernel(&decode)?,
-            prefill: gpu.kernel(&prefill)?,
-            argmax: gpu.kernel("argmax_rows")?,
-            top_k: gpu.kernel("top_k_rows")?,
-        })
-    }
-}
-
-/// Head widths that attention kernels are made for.
-const HEAD_DIMS: [usize; 5] = [32, 64, 80, 96, 128];
 
 impl CudaBackend {
     /// On an open device.

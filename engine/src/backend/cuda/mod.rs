@@ -8,6 +8,7 @@
 //! | `gpu` | the stream, memory, launches counted and timed |
 //! | `weights` | matrices on their way in, repacked by the device |
 //! | `arguments` | the kernels' structs |
+//! | `kernels` | those that a step needs beside its products |
 //! | `products` | which kernel multiplies, and its geometry |
 //! | `metadata`, `state` | the step's batch on the device; activations and the KV cache |
 //! | `backend` | the decoder's operations as launches, graphs of small steps |
@@ -20,6 +21,7 @@ pub mod error;
 mod gpu;
 #[cfg(all(test, feature = "gpu-tests"))]
 mod gpu_tests;
+mod kernels;
 mod metadata;
 pub mod module;
 mod products;
