@@ -143,7 +143,11 @@ impl Engine {
             config.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
         #[cfg(feature = "cuda")]
         if let Some(device) = cuda::device::chosen(&config.backend)? {
-            let options = CudaOptions { graphs: config.cuda_graphs, trace: config.trace.clone() };
+            let options = CudaOptions {
+                graphs: config.cuda_graphs,
+                cublas: config.cublas,
+                trace: config.trace.clone(),
+            };
             return Self::start(source, config, CudaBackend::new(device, options)?, progress);
         }
         match config.backend {
