@@ -7,6 +7,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
+    time::Instant,
 };
 
 use tokio::sync::mpsc;
@@ -204,17 +205,22 @@ impl Engine {
         capacity.kv_blocks = plan.kv_blocks;
 
         let total = described.size_bytes;
+        let start = Instant::now();
+        let mut load_time = None;
         let weights = match tensors {
             Tensors::Random(named, mixture) => Weights::random(named, mixture, &mut backend)?,
             Tensors::File(file) => {
-                Weights::load(&file, &model.architecture, &model.shape, &mut backend, &mut |done| {
-                    progress(LoadProgress { done, total });
-                })?
+                let weights =
+                    Weights::load(&file, &model.architecture, &model.shape, &mut backend, &mut |done| {
+                        progress(LoadProgress { done, total });
+                    })?;
+                load_time = backend.copies_weights().then(|| start.elapsed());
+                weights
             }
         };
         backend.allocate(&model.shape, &capacity)?;
 
-        let info = ModelInfo::new(described, &model, &plan, &backend);
+        let info = ModelInfo::new(described, &model, &plan, &backend, load_time);
         let shared = Arc::new(Shared::default());
         let (jobs, inbox) = mpsc::unbounded_channel();
         let decoder = Decoder::new(backend, weights);

@@ -147,6 +147,10 @@ impl Backend for CudaBackend {
         self.gpu.device().info().notices()
     }
 
+    fn copies_weights(&self) -> bool {
+        true
+    }
+
     fn load(&mut self, tensor: &Tensor) -> Result<Matrix, EngineError> {
         self.gpu.bind()?;
         let loader = match &mut self.loader {
