@@ -50,6 +50,10 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           value_parser = boolean)]
     cuda_graphs: Option<bool>,
+    /// Read prompts on a CUDA device with cuBLAS, loaded now, instead of our own kernels [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          value_parser = boolean)]
+    enable_cublas: Option<bool>,
     /// Time every kernel on a CUDA device: at the end a table on stderr, and a Chrome trace in this file
     #[arg(long, value_name = "FILE.json", value_parser = trace_file)]
     trace_kernels: Option<PathBuf>,
@@ -161,6 +165,7 @@ impl ModelArgs {
             cuda_graphs: layers
                 .pick(self.cuda_graphs, "cuda-graphs", boolean)?
                 .unwrap_or(defaults.cuda_graphs),
+            cublas: layers.pick(self.enable_cublas, "enable-cublas", boolean)?.unwrap_or(defaults.cublas),
             ..defaults
         };
         let trace_file = layers.pick(self.trace_kernels, "trace-kernels", trace_file)?;
@@ -233,6 +238,7 @@ const KEYS: &[Key] = &[
     Key("threads", Kind::Number, |s| threads(s).map(drop)),
     Key("kv-type", Kind::Text, |s| kv_type(s).map(drop)),
     Key("cuda-graphs", Kind::Truth, |s| boolean(s).map(drop)),
+    Key("enable-cublas", Kind::Truth, |s| boolean(s).map(drop)),
     Key("trace-kernels", Kind::Text, |s| trace_file(s).map(drop)),
     Key("prompt-format", Kind::Text, |s| prompt_format(s).map(drop)),
     Key("cors-origins", Kind::Text, |s| cors_origins(s).map(drop)),

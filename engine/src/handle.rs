@@ -7,6 +7,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
+    time::Instant,
 };
 
 use tokio::sync::mpsc;
@@ -144,7 +145,11 @@ impl Engine {
             config.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
         #[cfg(feature = "cuda")]
         if let Some(device) = cuda::device::chosen(&config.backend)? {
-            let options = CudaOptions { graphs: config.cuda_graphs, trace: config.trace.clone() };
+            let options = CudaOptions {
+                graphs: config.cuda_graphs,
+                cublas: config.cublas,
+                trace: config.trace.clone(),
+            };
             return Self::start(source, config, CudaBackend::new(device, options)?, progress);
         }
         match config.backend {
@@ -201,17 +206,22 @@ impl Engine {
         capacity.kv_blocks = plan.kv_blocks;
 
         let total = described.size_bytes;
+        let start = Instant::now();
+        let mut load_time = None;
         let weights = match tensors {
             Tensors::Random(named, mixture) => Weights::random(named, mixture, &mut backend)?,
             Tensors::File(file) => {
-                Weights::load(&file, &model.architecture, &model.shape, &mut backend, &mut |done| {
-                    progress(LoadProgress { done, total });
-                })?
+                let weights =
+                    Weights::load(&file, &model.architecture, &model.shape, &mut backend, &mut |done| {
+                        progress(LoadProgress { done, total });
+                    })?;
+                load_time = backend.copies_weights().then(|| start.elapsed());
+                weights
             }
         };
         backend.allocate(&model.shape, &capacity)?;
 
-        let info = ModelInfo::new(described, &model, &plan, &backend);
+        let info = ModelInfo::new(described, &model, &plan, &backend, load_time);
         let decoder = Decoder::new(backend, weights);
         let text = Arc::clone(&tokenizer);
         Self::over(info, metadata, tokenizer, config, move |inbox, shared| {

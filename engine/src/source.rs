@@ -119,6 +119,7 @@ pub(crate) fn info(ctx_size: usize, vocab_size: usize) -> ModelInfo {
         notices: Vec::new(),
         kv_tokens: 0,
         kv_bytes: 0,
+        load_time: None,
     }
 }
 

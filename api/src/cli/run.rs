@@ -136,6 +136,9 @@ fn announce(config: &ServeConfig, addr: SocketAddr, engine: &Engine) {
         backend = info.backend,
         "model loaded"
     );
+    if let Some(speed) = info.load_speed() {
+        tracing::info!("weights loaded to the device: {speed}");
+    }
     for notice in &info.notices {
         tracing::info!("{notice}");
     }
