@@ -167,7 +167,8 @@ impl AppState {
         &self.0.config
     }
 
-    pub(crate) fn metrics(&self) -> &Metrics {
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
         &self.0.metrics
     }
 

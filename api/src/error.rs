@@ -48,6 +48,10 @@ pub struct ApiError {
 #[derive(Clone, Copy)]
 pub(crate) struct Shaped;
 
+/// An error response's code, or its type where it has none: what logs call it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ErrorName(pub(crate) &'static str);
+
 const INVALID: &str = "invalid_request_error";
 const SERVER: &str = "server_error";
 
@@ -176,6 +180,7 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response.extensions_mut().insert(Shaped);
+        response.extensions_mut().insert(ErrorName(self.detail.code.unwrap_or(self.detail.r#type)));
         response
     }
 }

@@ -28,6 +28,7 @@ use crate::{
     request::{Event, GenerateRequest},
     sched::Limits,
     source::{self, Inbox},
+    spans::{Timings, Trace},
     text::{self, Tokenizer},
     worker::{self, Job, Shared},
 };
@@ -45,6 +46,7 @@ pub struct LoadProgress {
 #[derive(Debug)]
 pub struct Generation {
     events: mpsc::UnboundedReceiver<Event>,
+    timings: Timings,
 }
 
 impl Generation {
@@ -56,6 +58,11 @@ impl Generation {
     /// As [`Generation::next`], for callers without a runtime.
     pub fn blocking_next(&mut self) -> Option<Event> {
         self.events.blocking_recv()
+    }
+
+    /// When its work began; goes on telling it after the generation is dropped.
+    pub fn timings(&self) -> Timings {
+        self.timings.clone()
     }
 }
 
@@ -299,11 +306,13 @@ impl Engine {
         let place = Place::take(&inner.active, inner.max_active)
             .ok_or(SubmitError::QueueFull(inner.max_active - inner.max_batch))?;
         let (sender, events) = mpsc::unbounded_channel();
+        let trace = Trace::begin();
+        let timings = trace.timings();
         inner
             .jobs
-            .send(Job { request, ctx_size: inner.info.ctx_size, events: sender, place })
+            .send(Job { request, ctx_size: inner.info.ctx_size, events: sender, place, trace })
             .map_err(|_| SubmitError::Stopped("its worker thread is gone".into()))?;
-        Ok(Generation { events })
+        Ok(Generation { events, timings })
     }
 
     fn check(&self, request: &GenerateRequest) -> Result<(), SubmitError> {

@@ -51,7 +51,8 @@ impl Submitted {
 
 impl From<Job> for Submitted {
     fn from(job: Job) -> Self {
-        let Job { mut request, ctx_size, events, place } = job;
+        let Job { mut request, ctx_size, events, place, mut trace } = job;
+        trace.scheduled(request.prompt.len());
         request.max_tokens.get_or_insert(ctx_size - request.prompt.len());
         Self { request, events, _place: place }
     }

@@ -9,7 +9,8 @@ use std::{
 
 use anyhow::{Context as _, anyhow, bail};
 use m40llm::{
-    AppState, ServerConfig, observe,
+    AppState, ServerConfig,
+    observe::{self, Collector, LogConfig, Logging},
     transport::{Limits, tls::Tls},
 };
 use m40llm_engine::Engine;
@@ -20,7 +21,7 @@ use tokio::{
 };
 
 use super::{Tracing, load};
-use crate::config::{ConfigError, ServeArgs, ServeConfig};
+use crate::config::{ConfigError, LogFormat, Reloaded, Reloader, ServeArgs, ServeConfig};
 
 /// Serve a model over an OpenAI-compatible HTTP API
 ///
@@ -28,6 +29,7 @@ use crate::config::{ConfigError, ServeArgs, ServeConfig};
 /// --ctx-size is M40LLM_CTX_SIZE and ctx-size. A flag wins over the environment, that over the file.
 ///
 /// SIGINT (Ctrl-C) and SIGTERM finish what is running, then end the server; a second one ends it at once.
+/// SIGHUP reads the TOML file again: docs/CONFIGURATION.md says which keys a running server takes over.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -48,17 +50,18 @@ pub(crate) struct Args {
 
 /// Serves until a signal.
 pub(crate) fn execute(args: Args) -> anyhow::Result<()> {
-    let mut config = args.settings.resolve()?;
+    let (mut config, reloader) = Reloader::start(args.settings)?;
     let _tracing = Tracing::start(&mut config.model);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let served = runtime.block_on(serve(args.model, config));
+    let served = runtime.block_on(serve(args.model, config, reloader));
     // Connections that are still open, and a model that is still loading, end here.
     runtime.shutdown_background();
     served
 }
 
-async fn serve(model: PathBuf, config: ServeConfig) -> anyhow::Result<()> {
+async fn serve(model: PathBuf, config: ServeConfig, mut reloader: Reloader) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
+    let mut hangups = signal(SignalKind::hangup())?;
     // What can fail fast fails before the model is loaded.
     let tls = config.tls.as_ref().map(|(cert, key)| Tls::load(cert, key)).transpose().map_err(ConfigError)?;
     let (listener, addr) = bind(&config).await?;
@@ -72,14 +75,17 @@ async fn serve(model: PathBuf, config: ServeConfig) -> anyhow::Result<()> {
         loaded = load_aside(model, &config) => loaded?,
         () = signals.next() => return Ok(()),
     };
-    observe::init_logging("info");
+    let logging = observe::init_logging(log_config(&config)).context("cannot begin to log")?;
     state.set_engine(engine.clone());
     announce(&config, addr, &engine);
     drop(engine);
 
-    tokio::select! {
-        ended = &mut server => { ended??; bail!("the server ended on its own: see its log, start it again") }
-        () = signals.next() => {}
+    loop {
+        tokio::select! {
+            ended = &mut server => { ended??; bail!("the server ended on its own: see its log, start it again") }
+            () = signals.next() => break,
+            _ = hangups.recv() => reload(&mut reloader, &state, &logging),
+        }
     }
     tracing::info!("shutting down: finishing what is running; a second signal ends at once");
     let _ = stop.send(());
@@ -125,6 +131,39 @@ fn connections(asked: Option<usize>) -> usize {
     }
     let room = usize::try_from(allowed).unwrap_or(usize::MAX).saturating_sub(OTHER_FILES);
     asked.min(room.max(OTHER_FILES))
+}
+
+fn log_config(config: &ServeConfig) -> LogConfig {
+    let collector = config.otlp_endpoint.clone();
+    LogConfig {
+        format: match config.log_format {
+            LogFormat::Text => observe::LogFormat::Text,
+            LogFormat::Json => observe::LogFormat::Json,
+        },
+        level: config.log_level,
+        collector: collector.map(|at| Collector { authority: at.authority, path: at.path }),
+    }
+}
+
+/// What SIGHUP does: the file is read again, and what can be taken over is. An error changes nothing.
+fn reload(reloader: &mut Reloader, state: &AppState, logging: &Logging) {
+    let reloaded = reloader.reload();
+    state.metrics().count_reload(reloaded.is_ok());
+    match reloaded {
+        Err(error) => tracing::error!("the configuration stays as it was: {error}"),
+        Ok(None) => tracing::info!("there is no configuration file (--config) to read again"),
+        Ok(Some(Reloaded { config, taken, restart })) => {
+            logging.set_level(config.log_level);
+            tracing::info!("the configuration was read again, changed: {}", listed(&taken));
+            if !restart.is_empty() {
+                tracing::warn!("a restart is needed for what else changed: {}", listed(&restart));
+            }
+        }
+    }
+}
+
+fn listed(keys: &[&str]) -> String {
+    if keys.is_empty() { "nothing".to_owned() } else { keys.join(", ") }
 }
 
 /// Loads on a thread of its own, which may take long and must not keep the process from ending.
