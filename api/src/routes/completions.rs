@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::State,
     response::{IntoResponse, Response},
 };
@@ -19,6 +19,7 @@ use crate::{
     auth::Identity,
     error::ApiError,
     logprobs::{self, Offsets},
+    observe::RequestLog,
     openai::{
         Usage,
         completions::{Completion, CompletionChoice, CompletionLogprobs, CompletionRequest},
@@ -47,6 +48,7 @@ use crate::{
 pub(super) async fn create(
     State(state): State<AppState>,
     identity: Identity,
+    Extension(log): Extension<RequestLog>,
     JsonBody { value, bytes }: JsonBody<CompletionRequest>,
 ) -> Result<Response, ApiError> {
     let model = state.admit(value.model.as_deref())?;
@@ -55,7 +57,7 @@ pub(super) async fn create(
         beside(bytes, move || validate::completions(value, &model, most)).await?
     };
     let requests = std::mem::take(&mut job.requests);
-    let sequences = Sequences::submit(&state, &identity, &model, requests, job.best_of, "prompt")?;
+    let sequences = Sequences::submit(&state, &identity, &log, &model, requests, job.best_of, "prompt")?;
     let head = Head::new("cmpl", &state, &model);
     if job.stream {
         return respond(sequences, Pieces::new(head, model, &job), Framing::Sse).await;
