@@ -4,15 +4,20 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    sync::LazyLock,
 };
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A command that sees no settings and no CUDA devices of the surroundings.
-fn m40llm(arguments: &[&str]) -> Command {
+/// Where commands find no keys, whatever the surroundings have.
+static NO_KEYS: LazyLock<TempDir> = LazyLock::new(|| tempfile::tempdir().expect("a directory"));
+
+/// A command that sees no settings, no keys and no CUDA devices of the surroundings.
+pub(crate) fn m40llm(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_m40llm"));
     command.args(arguments).stdin(Stdio::null()).env("CUDA_VISIBLE_DEVICES", "-1");
+    command.env("XDG_STATE_HOME", NO_KEYS.path());
     for setting in [
         "ADDR",
         "BACKEND",
@@ -25,8 +30,11 @@ fn m40llm(arguments: &[&str]) -> Command {
         "MAX_QUEUE",
         "MODEL_ALIAS",
         "NO_AUTH",
+        "PRIVATE_DOCS",
         "PROMPT_FORMAT",
         "REQUIRE_SM52",
+        "SIGNING_SECRET",
+        "STATE_DIR",
         "THREADS",
     ] {
         command.env_remove(format!("M40LLM_{setting}"));
@@ -38,16 +46,16 @@ fn run(arguments: &[&str]) -> Output {
     m40llm(arguments).output().expect("the binary starts")
 }
 
-fn stdout(output: &Output) -> &str {
+pub(crate) fn stdout(output: &Output) -> &str {
     std::str::from_utf8(&output.stdout).expect("UTF-8 on stdout")
 }
 
-fn stderr(output: &Output) -> &str {
+pub(crate) fn stderr(output: &Output) -> &str {
     std::str::from_utf8(&output.stderr).expect("UTF-8 on stderr")
 }
 
 /// It failed with this code, one line on stderr that holds all `parts`, and nothing on stdout.
-fn refused(output: &Output, code: i32, parts: &[&str]) {
+pub(crate) fn refused(output: &Output, code: i32, parts: &[&str]) {
     let line = stderr(output);
     assert_eq!(output.status.code(), Some(code), "{line}");
     assert_eq!(stdout(output), "");
@@ -85,7 +93,7 @@ fn generate(flags: &[&str]) -> Output {
 fn help_teaches_and_goes_to_stdout() {
     let output = run(&["--help"]);
     assert_eq!(output.status.code(), Some(0));
-    let mut commands = vec!["generate", "chat", "inspect", "bench", "devices", "health", "openapi"];
+    let mut commands = vec!["generate", "chat", "inspect", "bench", "devices", "health", "keys", "openapi"];
     if cfg!(feature = "server") {
         commands.push("run");
     }

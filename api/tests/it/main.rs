@@ -4,10 +4,13 @@ mod cli;
 #[path = "../../../engine/tests/it/support/mod.rs"]
 #[allow(dead_code, reason = "the engine's tests use the rest of it")]
 mod gguf_files;
+mod keys;
 mod malformed;
 #[cfg(feature = "server")]
 mod support;
 
+#[cfg(feature = "server")]
+mod auth;
 #[cfg(feature = "server")]
 mod chat;
 #[cfg(feature = "server")]
@@ -22,6 +25,8 @@ mod document;
 mod failure;
 #[cfg(feature = "server")]
 mod faulty;
+#[cfg(feature = "server")]
+mod guarded;
 #[cfg(feature = "server")]
 mod native;
 #[cfg(feature = "server")]
