@@ -18,10 +18,11 @@ use tracing::level_filters::LevelFilter;
 
 #[cfg(feature = "server")]
 pub(crate) use reload::{Reloaded, Reloader};
-pub(crate) use values::{Addr, LogFormat, OtlpEndpoint, addr, prompt_format};
+pub(crate) use values::{Addr, LogFormat, OtlpEndpoint, addr, pem_file, prompt_format};
 use values::{
     Backend, OnDeviceFailure, Origins, backend, boolean, cors_origins, ctx_size, device, kv_type, log_format,
-    log_level, max_batch, max_queue, model_alias, on_device_failure, otlp_endpoint, threads, trace_file,
+    log_level, max_batch, max_connections, max_queue, model_alias, on_device_failure, otlp_endpoint, threads,
+    trace_file,
 };
 
 /// The command line or the configuration is wrong: exit code 2. One line.
@@ -55,6 +56,10 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           value_parser = boolean)]
     cuda_graphs: Option<bool>,
+    /// Read prompts on a CUDA device with cuBLAS, loaded now, instead of our own kernels [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          value_parser = boolean)]
+    enable_cublas: Option<bool>,
     /// Time every kernel on a CUDA device: at the end a table on stderr, and a Chrome trace in this file
     #[arg(long, value_name = "FILE.json", value_parser = trace_file)]
     trace_kernels: Option<PathBuf>,
@@ -93,6 +98,15 @@ pub(crate) struct ServeArgs {
     /// Once the device has failed: exit, with code 1, or stay and refuse requests [default: exit]
     #[arg(long, value_name = "exit|stay", value_parser = on_device_failure)]
     on_device_failure: Option<OnDeviceFailure>,
+    /// Serve https with this certificate chain (PEM, read again when it changes); needs --tls-key
+    #[arg(long, value_name = "FILE.pem", value_parser = pem_file)]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM)
+    #[arg(long, value_name = "FILE.pem", value_parser = pem_file)]
+    tls_key: Option<PathBuf>,
+    /// Most connections at once; further ones wait [default: 4096, as far as file descriptors allow]
+    #[arg(long, value_name = "N", value_parser = max_connections)]
+    max_connections: Option<usize>,
     /// How log lines are written: text, or json, an object a line [default: text]
     #[arg(long, value_name = "text|json", value_parser = log_format)]
     log_format: Option<LogFormat>,
@@ -136,6 +150,10 @@ pub(crate) struct ServeConfig {
     pub no_auth: bool,
     /// End the process once the device has failed.
     pub exit_on_failure: bool,
+    /// Certificate and key; without, plain HTTP.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// Most connections at once, when said.
+    pub max_connections: Option<usize>,
     /// The form of log lines.
     pub log_format: LogFormat,
     /// What is logged.
@@ -182,6 +200,7 @@ impl ModelArgs {
             cuda_graphs: layers
                 .pick(self.cuda_graphs, "cuda-graphs", boolean)?
                 .unwrap_or(defaults.cuda_graphs),
+            cublas: layers.pick(self.enable_cublas, "enable-cublas", boolean)?.unwrap_or(defaults.cublas),
             ..defaults
         };
         let trace_file = layers.pick(self.trace_kernels, "trace-kernels", trace_file)?;
@@ -199,6 +218,18 @@ impl ServeArgs {
         if let Some(n) = layers.pick(self.max_queue, "max-queue", max_queue)? {
             model.engine.max_queue = n;
         }
+        let cert = layers.pick(self.tls_cert, "tls-cert", pem_file)?;
+        let key = layers.pick(self.tls_key, "tls-key", pem_file)?;
+        let tls = match (cert, key) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            (Some(_), None) => {
+                return Err(ConfigError("tls-cert is set and tls-key is not: set both".into()));
+            }
+            (None, Some(_)) => {
+                return Err(ConfigError("tls-key is set and tls-cert is not: set both".into()));
+            }
+        };
         Ok(ServeConfig {
             model,
             addr: layers.pick(self.addr, "addr", addr)?.unwrap_or_default(),
@@ -212,6 +243,8 @@ impl ServeArgs {
                 .pick(self.on_device_failure, "on-device-failure", on_device_failure)?
                 .unwrap_or_default()
                 == OnDeviceFailure::Exit,
+            tls,
+            max_connections: layers.pick(self.max_connections, "max-connections", max_connections)?,
             log_format: layers.pick(self.log_format, "log-format", log_format)?.unwrap_or_default(),
             log_level: layers.pick(self.log_level, "log-level", log_level)?.unwrap_or(LevelFilter::INFO),
             otlp_endpoint: layers.pick_also(
@@ -228,6 +261,13 @@ impl ServeArgs {
 pub(crate) fn health_addr(flag: Option<Addr>) -> Result<Addr, ConfigError> {
     let layers = Layers { env: Box::new(environment), file: None };
     Ok(layers.pick(flag, "addr", addr)?.unwrap_or_default())
+}
+
+/// The certificate that `health` expects: its flag, else `M40LLM_TLS_CERT`.
+#[cfg_attr(not(feature = "server"), allow(dead_code, reason = "TLS comes with the server"))]
+pub(crate) fn health_cert(flag: Option<PathBuf>) -> Result<Option<PathBuf>, ConfigError> {
+    let layers = Layers { env: Box::new(environment), file: None };
+    layers.pick(flag, "tls-cert", pem_file)
 }
 
 /// How a setting is written in TOML.
@@ -256,11 +296,15 @@ const KEYS: &[Key] = &[
     Key("threads", Kind::Number, |s| threads(s).map(drop)),
     Key("kv-type", Kind::Text, |s| kv_type(s).map(drop)),
     Key("cuda-graphs", Kind::Truth, |s| boolean(s).map(drop)),
+    Key("enable-cublas", Kind::Truth, |s| boolean(s).map(drop)),
     Key("trace-kernels", Kind::Text, |s| trace_file(s).map(drop)),
     Key("prompt-format", Kind::Text, |s| prompt_format(s).map(drop)),
     Key("cors-origins", Kind::Text, |s| cors_origins(s).map(drop)),
     Key("no-auth", Kind::Truth, |s| boolean(s).map(drop)),
     Key("on-device-failure", Kind::Text, |s| on_device_failure(s).map(drop)),
+    Key("tls-cert", Kind::Text, |s| pem_file(s).map(drop)),
+    Key("tls-key", Kind::Text, |s| pem_file(s).map(drop)),
+    Key("max-connections", Kind::Number, |s| max_connections(s).map(drop)),
     Key("log-format", Kind::Text, |s| log_format(s).map(drop)),
     Key("log-level", Kind::Text, |s| log_level(s).map(drop)),
     Key("otlp-endpoint", Kind::Text, |s| otlp_endpoint(s).map(drop)),
@@ -481,6 +525,18 @@ mod tests {
     }
 
     #[test]
+    fn certificate_and_key_come_together() {
+        let both = "tls-cert = \"c.pem\"\ntls-key = \"k.pem\"";
+        let tls = serve(ServeArgs::default(), &[], both).expect("a configuration").tls;
+        assert_eq!(tls, Some(("c.pem".into(), "k.pem".into())));
+        for (given, missing) in [("tls-cert", "tls-key is not"), ("tls-key", "tls-cert is not")] {
+            let toml = format!("{given} = \"x.pem\"");
+            let error = serve(ServeArgs::default(), &[], &toml).expect_err(given).0;
+            assert!(error.starts_with(given) && error.contains(missing), "{error}");
+        }
+    }
+
+    #[test]
     fn a_wrong_variable_is_named_with_what_is_allowed() {
         let error = serve(ServeArgs::default(), &[("M40LLM_KV_TYPE", "f8")], "").expect_err("f8");
         assert_eq!(error.0, "the environment variable M40LLM_KV_TYPE is \"f8\": allowed are f16, f32, q8");
@@ -503,6 +559,8 @@ mod tests {
             ("cors-origins = \"https://a/b\"", &["\"cors-origins\"", "https://app.example"]),
             ("addr = \"localhost\"", &["\"addr\"", "m40llm.toml", "HOST:PORT"]),
             ("[server]\naddr = \"x\"", &["\"server\"", "m40llm.toml"]),
+            ("max-connections = 0", &["\"max-connections\"", "from 1 to 1048576"]),
+            ("tls-cert = \"\"", &["\"tls-cert\"", "PEM file"]),
             ("threads 2", &["m40llm.toml", "line 1"]),
         ] {
             let error = layers(&[], toml).err().expect(toml).0;

@@ -91,6 +91,24 @@ impl ApiError {
         error
     }
 
+    /// 403 for a request that names another machine; see [`crate::transport`].
+    pub fn foreign_host(host: &str) -> Self {
+        let message = format!(
+            "The Host {host:?} is not this machine: without API keys this server answers to localhost and its own \
+             address only, so that pages of other sites cannot use it. Create a key (`m40llm keys create`), or let \
+             everybody in with --no-auth."
+        );
+        let mut error = Self::new(StatusCode::FORBIDDEN, "permission_error", message);
+        error.detail.code = Some("host_not_allowed");
+        error
+    }
+
+    /// 408: the body stopped coming; the connection is over.
+    pub fn body_timeout() -> Self {
+        let message = "The body came too slowly; send it in one go.";
+        Self::new(StatusCode::REQUEST_TIMEOUT, INVALID, message)
+    }
+
     /// 503: try again in a while.
     pub fn overloaded(message: impl Into<String>) -> Self {
         let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, message);
@@ -156,6 +174,10 @@ impl IntoResponse for ApiError {
         let mut response = (self.status, Json(self.body())).into_response();
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status == StatusCode::REQUEST_TIMEOUT {
+            // What is left of the request would be taken for the next one.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response.extensions_mut().insert(Shaped);
         response.extensions_mut().insert(ErrorName(self.detail.code.unwrap_or(self.detail.r#type)));

@@ -7,6 +7,7 @@ use std::{
 };
 
 use axum::{
+    Extension,
     body::{Body, Bytes},
     http::{HeaderName, HeaderValue, header},
     response::{IntoResponse, Response},
@@ -21,6 +22,7 @@ use crate::{
     error::ApiError,
     observe::{self, RequestLog, Work},
     openai::Usage,
+    transport::Filler,
 };
 
 /// The sequences of one request, their events merged as they come. Dropping it cancels all of them.
@@ -287,6 +289,8 @@ pub(crate) async fn respond(
         Err(_) => None,
     };
     let mut frames = Frames::new(framing);
+    wire.keep_alive(&mut frames);
+    let filler = Filler(frames.take());
     wire.open(&mut frames);
     if let Some((i, event)) = first {
         wire.event(i, event, &mut frames);
@@ -305,7 +309,7 @@ pub(crate) async fn respond(
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
         (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ];
-    Ok((headers, body).into_response())
+    Ok((headers, Extension(filler), body).into_response())
 }
 
 /// A stream under way; dropped when the client goes, and the work with it.

@@ -11,6 +11,7 @@ use anyhow::{Context as _, anyhow, bail};
 use m40llm::{
     AppState, ServerConfig,
     observe::{self, Collector, LogConfig, Logging},
+    transport::{Limits, tls::Tls},
 };
 use m40llm_engine::Engine;
 use tokio::{
@@ -62,8 +63,9 @@ async fn serve(model: PathBuf, config: ServeConfig, mut reloader: Reloader) -> a
     let mut signals = Signals::listen()?;
     let mut hangups = signal(SignalKind::hangup())?;
     // What can fail fast fails before the model is loaded.
+    let tls = config.tls.as_ref().map(|(cert, key)| Tls::load(cert, key)).transpose().map_err(ConfigError)?;
     let (listener, addr) = bind(&config).await?;
-    let state = AppState::loading(server_config(&model, &config));
+    let state = AppState::loading(ServerConfig { tls, ..server_config(&model, &config) });
     let (stop, stopped) = oneshot::channel::<()>();
     let shutdown = async { stopped.await.unwrap_or_default() };
     let mut server = tokio::spawn(m40llm::serve(listener, state.clone(), shutdown));
@@ -103,8 +105,32 @@ fn server_config(model: &Path, config: &ServeConfig) -> ServerConfig {
         cors_origins: config.cors_origins.clone(),
         max_queue: config.model.engine.max_queue,
         exit_on_failure: config.exit_on_failure,
+        // Without --no-auth and without keys the address is a loopback one.
+        local_host: (!config.no_auth).then(|| config.addr.host().to_owned()),
+        limits: Limits { connections: connections(config.max_connections), ..Limits::default() },
         ..ServerConfig::new(config.model_alias.clone().unwrap_or_else(stem), created)
     }
+}
+
+/// File descriptors that are not for connections.
+const OTHER_FILES: usize = 64;
+
+/// How many connections to take: what was asked for, as far as the process may have so many file
+/// descriptors. Its limit is raised for them; it is low for programs that use `select`.
+fn connections(asked: Option<usize>) -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let asked = asked.unwrap_or(Limits::default().connections);
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let wanted = (asked + OTHER_FILES) as u64;
+    let mut allowed = current.unwrap_or(u64::MAX);
+    if allowed < wanted {
+        let raised = maximum.map_or(wanted, |most| most.min(wanted));
+        if setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum }).is_ok() {
+            allowed = raised;
+        }
+    }
+    let room = usize::try_from(allowed).unwrap_or(usize::MAX).saturating_sub(OTHER_FILES);
+    asked.min(room.max(OTHER_FILES))
 }
 
 fn log_config(config: &ServeConfig) -> LogConfig {
@@ -177,6 +203,9 @@ fn announce(config: &ServeConfig, addr: SocketAddr, engine: &Engine) {
         backend = info.backend,
         "model loaded"
     );
+    if let Some(speed) = info.load_speed() {
+        tracing::info!("weights loaded to the device: {speed}");
+    }
     for notice in &info.notices {
         tracing::info!("{notice}");
     }
@@ -185,9 +214,13 @@ fn announce(config: &ServeConfig, addr: SocketAddr, engine: &Engine) {
     } else {
         tracing::warn!("no API key exists: requests need none, as this is a loopback address");
     }
-    tracing::info!("listening on http://{addr}");
+    let (scheme, trust) = match &config.tls {
+        Some((cert, _)) => ("https", format!(" --cacert {}", cert.display())),
+        None => ("http", String::new()),
+    };
+    tracing::info!("listening on {scheme}://{addr}");
     tracing::info!(
-        "try it: curl http://{addr}/v1/chat/completions -H 'content-type: application/json' -d \
+        "try it: curl{trust} {scheme}://{addr}/v1/chat/completions -H 'content-type: application/json' -d \
          '{{\"messages\":[{{\"role\":\"user\",\"content\":\"Why is the sky blue?\"}}],\"temperature\":0}}'"
     );
 }

@@ -36,6 +36,13 @@ impl Addr {
     }
 }
 
+impl Addr {
+    /// The host, an IPv6 address in brackets.
+    pub(crate) fn host(&self) -> &str {
+        self.0.rsplit_once(':').map_or(&self.0, |(host, _)| host)
+    }
+}
+
 impl fmt::Display for Addr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -210,6 +217,16 @@ pub(crate) fn ctx_size(s: &str) -> Result<usize, String> {
 /// `--threads`.
 pub(crate) fn threads(s: &str) -> Result<usize, String> {
     number(s, 1, 1024)
+}
+
+/// `--max-connections`.
+pub(crate) fn max_connections(s: &str) -> Result<usize, String> {
+    number(s, 1, 1 << 20)
+}
+
+/// `--tls-cert`, `--tls-key`.
+pub(crate) fn pem_file(s: &str) -> Result<PathBuf, String> {
+    if s.is_empty() { Err("the path of a PEM file is allowed".into()) } else { Ok(PathBuf::from(s)) }
 }
 
 /// `--trace-kernels`.
