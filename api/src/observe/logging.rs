@@ -55,9 +55,12 @@ pub fn init_logging(config: LogConfig) -> io::Result<Logging> {
 }
 
 impl Logging {
-    /// Logs at another level from now on.
-    pub fn set_level(&self, level: LevelFilter) {
+    /// Logs at another level from now on. What `tell` logs about it is seen by whoever sees one of the two.
+    pub fn set_level(&self, level: LevelFilter, tell: impl FnOnce()) {
+        let before = self.level.clone_current().unwrap_or(level);
         // It fails only when the subscriber is gone, and then nothing is logged.
+        let _ = self.level.reload(level.max(before));
+        tell();
         let _ = self.level.reload(level);
     }
 }

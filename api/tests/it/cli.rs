@@ -10,7 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// A command that sees no settings and no CUDA devices of the surroundings.
-fn m40llm(arguments: &[&str]) -> Command {
+pub(crate) fn m40llm(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_m40llm"));
     command.args(arguments).stdin(Stdio::null()).env("CUDA_VISIBLE_DEVICES", "-1");
     for setting in [
@@ -21,16 +21,20 @@ fn m40llm(arguments: &[&str]) -> Command {
         "CTX_SIZE",
         "DEVICE",
         "KV_TYPE",
+        "LOG_FORMAT",
+        "LOG_LEVEL",
         "MAX_BATCH",
         "MAX_QUEUE",
         "MODEL_ALIAS",
         "NO_AUTH",
+        "OTLP_ENDPOINT",
         "PROMPT_FORMAT",
         "REQUIRE_SM52",
         "THREADS",
     ] {
         command.env_remove(format!("M40LLM_{setting}"));
     }
+    command.env_remove("OTEL_EXPORTER_OTLP_ENDPOINT");
     command
 }
 
@@ -57,7 +61,7 @@ fn refused(output: &Output, code: i32, parts: &[&str]) {
     }
 }
 
-fn model() -> String {
+pub(crate) fn model() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/smollm2-135m-instruct-q4_1.gguf");
     assert!(path.is_file(), "{} is missing: scripts/fetch-model.sh smollm2", path.display());
     path.to_str().expect("a UTF-8 path").to_owned()

@@ -23,7 +23,11 @@ mod failure;
 #[cfg(feature = "server")]
 mod faulty;
 #[cfg(feature = "server")]
+mod metrics;
+#[cfg(feature = "server")]
 mod native;
+#[cfg(feature = "server")]
+mod operations;
 #[cfg(feature = "server")]
 mod paced;
 #[cfg(feature = "server")]
