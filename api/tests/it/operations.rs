@@ -139,14 +139,29 @@ fn metric(addr: &str, name: &str) -> f64 {
     samples.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
 }
 
-fn fields(entry: &Value) -> BTreeSet<&str> {
-    entry.as_object().unwrap().keys().map(String::as_str).collect()
+fn fields(entry: &Value) -> BTreeSet<String> {
+    entry.as_object().unwrap().keys().cloned().collect()
 }
 
-const ALWAYS: [&str; 10] =
-    ["timestamp", "level", "target", "message", "id", "method", "route", "status", "duration_ms", "outcome"];
-const WORK: [&str; 6] =
-    ["model", "prompt_tokens", "cached_tokens", "generated_tokens", "queue_ms", "ttft_ms"];
+/// The fields that docs/diagnostics.md gives to requests of these kinds.
+fn documented(kinds: &[&str]) -> BTreeSet<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/diagnostics.md");
+    let text = std::fs::read_to_string(path).expect("the page");
+    let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
+    let mut found = BTreeSet::new();
+    for kind in kinds {
+        let fields = rows.clone().filter(|(_, rest)| rest.split(" | ").next() == Some(*kind));
+        let before = found.len();
+        found.extend(fields.map(|(field, _)| field.to_owned()));
+        assert!(found.len() > before, "no field is of {kind}");
+    }
+    found
+}
+
+const EVERY: &str = "every request";
+const ERROR: &str = "those answered with an error";
+const WORK: [&str; 4] =
+    [EVERY, "those that the engine was asked for", "those that a step took up", "those with output"];
 
 #[test]
 fn every_request_leaves_one_line_that_says_what_it_came_to() {
@@ -176,7 +191,7 @@ fn every_request_leaves_one_line_that_says_what_it_came_to() {
     wait_for("it runs", || (metric(addr, "m40llm_sequences_running") >= 1.0).then_some(()));
     drop(gone);
 
-    let work: BTreeSet<&str> = ALWAYS.into_iter().chain(WORK).collect();
+    let work = documented(&WORK);
     for (id, status, outcome) in [
         ("whole", 200, "length"),
         ("stream", 200, "length"),
@@ -199,12 +214,8 @@ fn every_request_leaves_one_line_that_says_what_it_came_to() {
             }
             // It had no output yet, or had: both are true, as it may be.
             "gone" => assert!(fields(&entry).is_subset(&work) && entry["model"] == "demo", "{entry}"),
-            "refused" | "nothing" => {
-                let mut refused = BTreeSet::from(ALWAYS);
-                refused.insert("error");
-                assert_eq!(fields(&entry), refused, "{entry}");
-            }
-            _ => assert_eq!(fields(&entry), BTreeSet::from(ALWAYS), "{entry}"),
+            "refused" | "nothing" => assert_eq!(fields(&entry), documented(&[EVERY, ERROR]), "{entry}"),
+            _ => assert_eq!(fields(&entry), documented(&[EVERY]), "{entry}"),
         }
     }
     assert_eq!(server.entry("whole")["generated_tokens"], 4);
