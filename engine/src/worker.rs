@@ -10,7 +10,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::TryRecvError}
 
 use crate::{
     backend::{Backend, Counters, Need, Row},
-    error::{EngineError, panic_words},
+    error::{EngineError, public_panic_words},
     handle::{Place, Stats, lock},
     model::Decoder,
     request::{Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage},
@@ -61,7 +61,9 @@ pub(crate) fn run<B: Backend>(
     let failure = match catch_unwind(AssertUnwindSafe(|| worker.serve())) {
         Ok(Ok(())) => return,
         Ok(Err(lost)) => lost,
-        Err(panic) => EngineError::Backend(format!("the model's worker failed: {}", panic_words(&*panic))),
+        Err(panic) => {
+            EngineError::Backend(format!("the model's worker failed: {}", public_panic_words(&*panic)))
+        }
     };
     // In this order: who is refused, or finds the inbox closed, finds the reason too.
     *lock(&shared.failure) = Some(failure.to_string());

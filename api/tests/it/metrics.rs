@@ -36,13 +36,13 @@ fn families(page: &str) -> BTreeMap<String, Family> {
     let mut current = String::new();
     for line in page.lines() {
         if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')) {
-            current = name.to_owned();
+            current = String::from(name);
             let new = families.insert(current.clone(), (String::new(), BTreeSet::new(), help.to_owned()));
             assert!(new.is_none(), "{name} comes twice");
         } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' '))
         {
             assert_eq!(name, current);
-            families.get_mut(name).unwrap().0 = kind.to_owned();
+            families.get_mut(name).unwrap().0 = String::from(kind);
         } else {
             let family = families.get_mut(&current).expect("a sample after its family's head");
             let name = line.split(['{', ' ']).next().unwrap();

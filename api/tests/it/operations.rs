@@ -352,6 +352,26 @@ fn prompts_and_keys_are_in_no_log_no_metric_and_no_span() {
 }
 
 #[test]
+fn a_collector_that_is_away_holds_nothing_up() {
+    // Nobody listens on a port that was free a moment ago.
+    let free = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let server = Server::start(&["--otlp-endpoint", &format!("http://{free}")]);
+    let body = r#"{"prompt":"1 2 3","max_tokens":2}"#;
+    assert!(answer(complete(&server.addr, "one", body)).contains("200 OK"));
+    server
+        .line("it says so", |line| (line.contains("WARN") && line.contains("takes no spans")).then_some(()));
+    assert!(answer(complete(&server.addr, "two", body)).contains("200 OK"));
+    wait_for("both are dropped", || {
+        let page = ask(&server.addr, "GET", "/metrics", "", "");
+        let dropped =
+            page.lines().find_map(|line| line.strip_prefix("m40llm_spans_total{result=\"dropped\"} "));
+        (dropped.expect("the metric").parse::<u64>().expect("a number") >= 8).then_some(())
+    });
+    let log = server.end();
+    assert_eq!(log.iter().filter(|line| line.contains("takes no spans")).count(), 1, "{log:?}");
+}
+
+#[test]
 fn sighup_takes_the_log_level_over_and_names_what_wants_a_restart() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("m40llm.toml");
