@@ -5,14 +5,14 @@ use std::{
     path::Path,
 };
 
-use axum::Router;
+use axum::{Router, body::Body, http::Method};
 use m40llm::{AppState, ServerConfig, observe::Refusal};
 use m40llm_engine::EngineConfig;
 use serde_json::{Value, json};
 
 use crate::{
     source::{self, Pace},
-    support::{MODEL, get, post},
+    support::{MODEL, get, post, request, send},
 };
 
 fn document(path: &str) -> String {
@@ -160,6 +160,8 @@ async fn requests_count_by_how_they_ended() {
     post(&app, "/v1/completions", &json!({"prompt": "hi", "max_tokens": 2, "n": 2, "stream": true})).await;
     post(&app, "/v1/completions", &json!({"prompt": "hello", "temperature": 9})).await;
     post(&app, "/v1/nothing", &body).await;
+    let head = request(Method::HEAD, "/docs", &[], Body::empty());
+    assert_eq!(send(&app, head).await.status, 200);
     state.metrics().count_refused(Refusal::InvalidKey);
     for (sample, wanted) in [
         ("m40llm_outcomes_total{outcome=\"length\"}", 2),
@@ -174,6 +176,8 @@ async fn requests_count_by_how_they_ended() {
         ("m40llm_generation_seconds_count", 3),
         ("m40llm_requests_in_flight", 1),
         ("m40llm_ready", 1),
+        ("m40llm_requests_total{route=\"/docs\",method=\"HEAD\",status=\"200\"}", 1),
+        ("m40llm_requests_total{route=\"/v1/completions\",method=\"POST\",status=\"400\"}", 1),
     ] {
         assert_eq!(value(&app, sample).await, wanted, "{sample}");
     }
@@ -195,19 +199,14 @@ async fn whoever_goes_is_counted_as_gone() {
     let state = AppState::loading(ServerConfig::new(MODEL, 1_700_000_000));
     state.set_engine(source::engine(&EngineConfig { ctx_size: Some(4096), ..EngineConfig::default() }, slow));
     let app = m40llm::app(state);
-    let send = |stream: bool| {
+    let begin = |stream: bool| {
         let body = json!({"prompt": "hello", "max_tokens": 2000, "stream": stream}).to_string();
         let headers = [("content-type", "application/json")];
-        app.clone().oneshot(crate::support::request(
-            axum::http::Method::POST,
-            "/v1/completions",
-            &headers,
-            body,
-        ))
+        app.clone().oneshot(request(Method::POST, "/v1/completions", &headers, body))
     };
     // Before there is an answer, and in the midst of one.
-    assert!(tokio::time::timeout(std::time::Duration::from_millis(50), send(false)).await.is_err());
-    let streaming = send(true).await.unwrap();
+    assert!(tokio::time::timeout(std::time::Duration::from_millis(50), begin(false)).await.is_err());
+    let streaming = begin(true).await.unwrap();
     assert_eq!(value(&app, "m40llm_requests_in_flight").await, 2);
     drop(streaming);
     let of = |status: u16| {
