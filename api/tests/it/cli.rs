@@ -22,12 +22,15 @@ fn m40llm(arguments: &[&str]) -> Command {
         "DEVICE",
         "KV_TYPE",
         "MAX_BATCH",
+        "MAX_CONNECTIONS",
         "MAX_QUEUE",
         "MODEL_ALIAS",
         "NO_AUTH",
         "PROMPT_FORMAT",
         "REQUIRE_SM52",
         "THREADS",
+        "TLS_CERT",
+        "TLS_KEY",
     ] {
         command.env_remove(format!("M40LLM_{setting}"));
     }

@@ -23,6 +23,12 @@ mod failure;
 #[cfg(feature = "server")]
 mod faulty;
 #[cfg(feature = "server")]
+mod guard;
+#[cfg(feature = "server")]
 mod native;
 #[cfg(feature = "server")]
+mod sockets;
+#[cfg(feature = "server")]
 mod streams;
+#[cfg(feature = "server")]
+mod tls;
