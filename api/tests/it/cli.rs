@@ -10,7 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// A command that sees no settings and no CUDA devices of the surroundings.
-fn m40llm(arguments: &[&str]) -> Command {
+pub(crate) fn m40llm(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_m40llm"));
     command.args(arguments).stdin(Stdio::null()).env("CUDA_VISIBLE_DEVICES", "-1");
     for setting in [
@@ -37,7 +37,7 @@ fn m40llm(arguments: &[&str]) -> Command {
     command
 }
 
-fn run(arguments: &[&str]) -> Output {
+pub(crate) fn run(arguments: &[&str]) -> Output {
     m40llm(arguments).output().expect("the binary starts")
 }
 
@@ -50,7 +50,7 @@ fn stderr(output: &Output) -> &str {
 }
 
 /// It failed with this code, one line on stderr that holds all `parts`, and nothing on stdout.
-fn refused(output: &Output, code: i32, parts: &[&str]) {
+pub(crate) fn refused(output: &Output, code: i32, parts: &[&str]) {
     let line = stderr(output);
     assert_eq!(output.status.code(), Some(code), "{line}");
     assert_eq!(stdout(output), "");

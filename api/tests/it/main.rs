@@ -25,6 +25,8 @@ mod faulty;
 #[cfg(feature = "server")]
 mod guard;
 #[cfg(feature = "server")]
+mod listening;
+#[cfg(feature = "server")]
 mod native;
 #[cfg(feature = "server")]
 mod sockets;
