@@ -192,7 +192,7 @@ async fn headers_have_limits() {
     let get =
         |headers: &str| format!("GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n");
     let field = |n: usize| format!("x-long: {}\r\n", "a".repeat(n));
-    let many = |n: usize| (0..n).map(|i| format!("x-{i}: 1\r\n")).collect::<String>();
+    let many = |n: usize| (0..n).map(|i| format!("x-{i}: 1\r\n")).collect::<Vec<_>>().concat();
     for (headers, status) in [
         (field(60_000), "200"),
         (field(70_000), "431"),
@@ -238,8 +238,9 @@ async fn clients_that_close_end_their_work() {
         drop(stream);
         server.running(0).await;
         let steps = server.engine.stats().steps - since;
-        // The one that runs, one more, and what a busy machine adds.
-        assert!(steps < 25, "{steps} steps after the client went: {request}");
+        println!("{steps} steps after the client went");
+        // The one that runs, one more, and what a busy machine adds; not the 25 until it is asked again.
+        assert!(steps < 15, "{steps} steps after the client went: {request}");
         assert!(server.engine.stats().generated_tokens - before < 100);
     }
     // All of them at once, while they read.
