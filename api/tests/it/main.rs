@@ -32,5 +32,12 @@ mod operations;
 mod paced;
 #[cfg(feature = "server")]
 mod source;
+mod guard;
+#[cfg(feature = "server")]
+mod listening;
+#[cfg(feature = "server")]
+mod sockets;
 #[cfg(feature = "server")]
 mod streams;
+#[cfg(feature = "server")]
+mod tls;
