@@ -54,6 +54,7 @@ test-gpu: cuda-toolchain ## Kernels, whole models and serving on a CUDA device, 
 	scripts/fetch-model.sh smollm2
 	cargo test -p m40llm-engine --features gpu-tests --lib -- --test-threads=1 gpu_tests
 	cargo test -p m40llm-engine --features gpu-tests --test gpu -- --test-threads=1
+	cargo test -p m40llm --features gpu-tests --test gpu -- --test-threads=1
 
 debug-binary: cuda-toolchain
 	cargo test --quiet --workspace $(FEATURES) --no-run
