@@ -48,6 +48,10 @@ pub struct ApiError {
 #[derive(Clone, Copy)]
 pub(crate) struct Shaped;
 
+/// An error response's code, or its type where it has none: what logs call it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ErrorName(pub(crate) &'static str);
+
 const INVALID: &str = "invalid_request_error";
 const SERVER: &str = "server_error";
 
@@ -85,6 +89,24 @@ impl ApiError {
         error.detail.param = Some("model".to_owned());
         error.detail.code = Some("model_not_found");
         error
+    }
+
+    /// 403 for a request that names another machine; see [`crate::transport`].
+    pub fn foreign_host(host: &str) -> Self {
+        let message = format!(
+            "The Host {host:?} is not this machine: without API keys this server answers to localhost and its own \
+             address only, so that pages of other sites cannot use it. Create a key (`m40llm keys create`), or let \
+             everybody in with --no-auth."
+        );
+        let mut error = Self::new(StatusCode::FORBIDDEN, "permission_error", message);
+        error.detail.code = Some("host_not_allowed");
+        error
+    }
+
+    /// 408: the body stopped coming; the connection is over.
+    pub fn body_timeout() -> Self {
+        let message = "The body came too slowly; send it in one go.";
+        Self::new(StatusCode::REQUEST_TIMEOUT, INVALID, message)
     }
 
     /// 503: try again in a while.
@@ -153,7 +175,12 @@ impl IntoResponse for ApiError {
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+        if self.status == StatusCode::REQUEST_TIMEOUT {
+            // What is left of the request would be taken for the next one.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         response.extensions_mut().insert(Shaped);
+        response.extensions_mut().insert(ErrorName(self.detail.code.unwrap_or(self.detail.r#type)));
         response
     }
 }

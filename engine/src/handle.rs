@@ -27,6 +27,8 @@ use crate::{
     model::{Decoder, Mixture, ModelConfig, NamedShape, Weights},
     request::{Event, GenerateRequest},
     sched::Limits,
+    source::{self, Inbox},
+    spans::{Timings, Trace},
     text::{self, Tokenizer},
     worker::{self, Job, Shared},
 };
@@ -44,6 +46,7 @@ pub struct LoadProgress {
 #[derive(Debug)]
 pub struct Generation {
     events: mpsc::UnboundedReceiver<Event>,
+    timings: Timings,
 }
 
 impl Generation {
@@ -55,6 +58,11 @@ impl Generation {
     /// As [`Generation::next`], for callers without a runtime.
     pub fn blocking_next(&mut self) -> Option<Event> {
         self.events.blocking_recv()
+    }
+
+    /// When its work began; goes on telling it after the generation is dropped.
+    pub fn timings(&self) -> Timings {
+        self.timings.clone()
     }
 }
 
@@ -221,13 +229,39 @@ impl Engine {
         backend.allocate(&model.shape, &capacity)?;
 
         let info = ModelInfo::new(described, &model, &plan, &backend, load_time);
+        let decoder = Decoder::new(backend, weights);
+        let text = Arc::clone(&tokenizer);
+        Self::over(info, metadata, tokenizer, config, move |inbox, shared| {
+            worker::run(decoder, &text, limits, plan.kv_blocks, inbox, &shared);
+        })
+    }
+
+    /// An engine without a model, whose events come from `source` on a thread of its own: see
+    /// [`source`]. The context is 4096 tokens unless the configuration says otherwise.
+    pub fn from_source(
+        config: &EngineConfig,
+        source: impl FnOnce(&mut Inbox) + Send + 'static,
+    ) -> Result<Self, EngineError> {
+        let metadata = source::metadata();
+        let tokenizer = Arc::new(Tokenizer::from_metadata(&metadata)?);
+        let info = source::info(config.ctx_size.unwrap_or(4096), tokenizer.vocab_size());
+        Self::over(info, metadata, tokenizer, config, move |jobs, shared| source::run(source, jobs, shared))
+    }
+
+    /// The handle over a thread that takes the jobs.
+    fn over(
+        info: ModelInfo,
+        metadata: Metadata,
+        tokenizer: Arc<Tokenizer>,
+        config: &EngineConfig,
+        work: impl FnOnce(mpsc::UnboundedReceiver<Job>, Arc<Shared>) + Send + 'static,
+    ) -> Result<Self, EngineError> {
         let shared = Arc::new(Shared::default());
         let (jobs, inbox) = mpsc::unbounded_channel();
-        let decoder = Decoder::new(backend, weights);
-        let (state, text) = (Arc::clone(&shared), Arc::clone(&tokenizer));
+        let state = Arc::clone(&shared);
         let worker = thread::Builder::new()
             .name("m40llm-worker".into())
-            .spawn(move || worker::run(decoder, &text, limits, plan.kv_blocks, inbox, &state))
+            .spawn(move || work(inbox, state))
             .map_err(|e| EngineError::Backend(format!("cannot start the worker thread: {e}")))?;
         let inner = Inner {
             info,
@@ -272,11 +306,13 @@ impl Engine {
         let place = Place::take(&inner.active, inner.max_active)
             .ok_or(SubmitError::QueueFull(inner.max_active - inner.max_batch))?;
         let (sender, events) = mpsc::unbounded_channel();
+        let trace = Trace::begin();
+        let timings = trace.timings();
         inner
             .jobs
-            .send(Job { request, ctx_size: inner.info.ctx_size, events: sender, place })
+            .send(Job { request, ctx_size: inner.info.ctx_size, events: sender, place, trace })
             .map_err(|_| SubmitError::Stopped("its worker thread is gone".into()))?;
-        Ok(Generation { events })
+        Ok(Generation { events, timings })
     }
 
     fn check(&self, request: &GenerateRequest) -> Result<(), SubmitError> {

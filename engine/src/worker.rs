@@ -16,6 +16,7 @@ use crate::{
     request::{Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage},
     sampling::{Sampler, log_softmax_of, top_logprobs},
     sched::{Batch, Limits, Planned, Scheduler, SequenceId},
+    spans::Trace,
     text::{Detokenizer, StopMatcher, StopOutcome, Tokenizer},
 };
 
@@ -25,6 +26,7 @@ pub(crate) struct Job {
     pub(crate) ctx_size: usize,
     pub(crate) events: UnboundedSender<Event>,
     pub(crate) place: Place,
+    pub(crate) trace: Trace,
 }
 
 /// What the worker lets others see.
@@ -133,6 +135,7 @@ impl<B: Backend> Worker<'_, B> {
         self.running.retain(|&id, request| {
             let keep = !request.events.is_closed();
             if !keep {
+                request.trace.cancelled();
                 scheduler.remove(id);
             }
             keep
@@ -144,7 +147,8 @@ impl<B: Backend> Worker<'_, B> {
         self.needs.clear();
         self.needs.resize(batch.logit_rows.len(), Need::All);
         for plan in planned {
-            if let Some(request) = self.running.get(&plan.id) {
+            if let Some(request) = self.running.get_mut(&plan.id) {
+                request.trace.scheduled(request.prompt.len());
                 self.needs[plan.first_row..plan.first_row + plan.rows].fill(request.need());
             }
         }
@@ -186,6 +190,7 @@ impl<B: Backend> Worker<'_, B> {
     fn fail(&mut self, id: SequenceId, error: &EngineError) {
         self.scheduler.remove(id);
         if let Some(request) = self.running.remove(&id) {
+            request.trace.failed(error);
             request.emit(Event::Failed(error.clone()));
         }
     }
@@ -233,12 +238,13 @@ struct Running {
     scored: Vec<TokenOut>,
     generated: usize,
     events: UnboundedSender<Event>,
+    trace: Trace,
     _place: Place,
 }
 
 impl Running {
     fn new(job: Job) -> Self {
-        let Job { request, ctx_size, events, place } = job;
+        let Job { request, ctx_size, events, place, trace } = job;
         Self {
             max_tokens: request.max_tokens.unwrap_or(usize::MAX).min(ctx_size - request.prompt.len()),
             ignore_eos: request.ignore_eos,
@@ -250,6 +256,7 @@ impl Running {
             generated: 0,
             prompt: request.prompt,
             events,
+            trace,
             _place: place,
         }
     }
@@ -282,6 +289,9 @@ impl Running {
             return Progress::Ended;
         };
         self.generated += 1;
+        if self.generated == 1 {
+            self.trace.first_token();
+        }
         if !self.ignore_eos && tokenizer.is_end_of_generation(token) {
             return self.finish(FinishReason::Stop);
         }
@@ -333,6 +343,7 @@ impl Running {
     fn end(&self, reason: FinishReason) -> Progress {
         let prompt_tokens = self.prompt.len();
         let usage = Usage { prompt_tokens, cached_tokens: 0, completion_tokens: self.generated };
+        self.trace.done(reason, usage);
         self.emit(Event::Done { reason, usage });
         Progress::Ended
     }

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use crate::{
     MAX_BODY_BYTES,
     error::{ApiError, shorten},
+    transport,
 };
 
 /// A request's JSON body.
@@ -39,6 +40,7 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
         let bytes = match Limited::new(body, MAX_BODY_BYTES).collect().await {
             Ok(body) => body.to_bytes(),
             Err(error) if error.is::<LengthLimitError>() => return Err(ApiError::too_large()),
+            Err(error) if transport::is_stalled(&*error) => return Err(ApiError::body_timeout()),
             Err(_) => {
                 return Err(ApiError::request(StatusCode::BAD_REQUEST, "The body broke off before its end."));
             }
