@@ -4,20 +4,16 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
-    sync::LazyLock,
 };
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Where commands find no keys, whatever the surroundings have.
-static NO_KEYS: LazyLock<TempDir> = LazyLock::new(|| tempfile::tempdir().expect("a directory"));
-
 /// A command that sees no settings, no keys and no CUDA devices of the surroundings.
 pub(crate) fn m40llm(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_m40llm"));
     command.args(arguments).stdin(Stdio::null()).env("CUDA_VISIBLE_DEVICES", "-1");
-    command.env("XDG_STATE_HOME", NO_KEYS.path());
+    command.env("XDG_STATE_HOME", env!("CARGO_TARGET_TMPDIR"));
     for setting in [
         "ADDR",
         "BACKEND",
@@ -26,23 +22,30 @@ pub(crate) fn m40llm(arguments: &[&str]) -> Command {
         "CTX_SIZE",
         "DEVICE",
         "KV_TYPE",
+        "LOG_FORMAT",
+        "LOG_LEVEL",
         "MAX_BATCH",
+        "MAX_CONNECTIONS",
         "MAX_QUEUE",
         "MODEL_ALIAS",
         "NO_AUTH",
+        "OTLP_ENDPOINT",
         "PRIVATE_DOCS",
         "PROMPT_FORMAT",
         "REQUIRE_SM52",
         "SIGNING_SECRET",
         "STATE_DIR",
         "THREADS",
+        "TLS_CERT",
+        "TLS_KEY",
     ] {
         command.env_remove(format!("M40LLM_{setting}"));
     }
+    command.env_remove("OTEL_EXPORTER_OTLP_ENDPOINT");
     command
 }
 
-fn run(arguments: &[&str]) -> Output {
+pub(crate) fn run(arguments: &[&str]) -> Output {
     m40llm(arguments).output().expect("the binary starts")
 }
 
@@ -65,7 +68,7 @@ pub(crate) fn refused(output: &Output, code: i32, parts: &[&str]) {
     }
 }
 
-fn model() -> String {
+pub(crate) fn model() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/smollm2-135m-instruct-q4_1.gguf");
     assert!(path.is_file(), "{} is missing: scripts/fetch-model.sh smollm2", path.display());
     path.to_str().expect("a UTF-8 path").to_owned()
