@@ -92,7 +92,7 @@ pub(crate) struct ServeArgs {
     /// [default: pages served from loopback addresses]
     #[arg(long, value_name = "LIST", value_parser = cors_origins)]
     cors_origins: Option<Origins>,
-    /// Where keys and accounts are kept [default: $XDG_STATE_HOME/m40llm, else ~/.local/state/m40llm]
+    /// Where keys and accounts are kept [default: m40llm in `XDG_STATE_HOME`, else ~/.local/state/m40llm]
     #[arg(long, value_name = "DIR", value_parser = state_dir)]
     state_dir: Option<PathBuf>,
     /// Ask for a key at /docs and /openapi.json too
@@ -273,7 +273,7 @@ impl ServeArgs {
 /// Flags of `keys`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct StateArgs {
-    /// Where keys and accounts are kept [default: $XDG_STATE_HOME/m40llm, else ~/.local/state/m40llm]
+    /// Where keys and accounts are kept [default: m40llm in `XDG_STATE_HOME`, else ~/.local/state/m40llm]
     #[arg(long, global = true, value_name = "DIR", value_parser = state_dir)]
     state_dir: Option<PathBuf>,
     /// Read the state directory's path from this TOML file, as `run` does
