@@ -43,6 +43,15 @@ pub struct LoadProgress {
 #[derive(Debug)]
 pub struct Generation {
     events: mpsc::UnboundedReceiver<Event>,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        // The worker may sleep while all that it has is paused.
+        self.events.close();
+        self.shared.bell.ring();
+    }
 }
 
 impl Generation {
@@ -64,6 +73,8 @@ pub struct Stats {
     pub waiting: usize,
     /// Sequences in the batch.
     pub running: usize,
+    /// Sequences whose [`Meter`](crate::Meter) allows them no token now.
+    pub paused: usize,
     /// KV blocks in use.
     pub kv_blocks_used: usize,
     /// KV blocks in all.
@@ -266,7 +277,8 @@ impl Engine {
             .jobs
             .send(Job { request, ctx_size: inner.info.ctx_size, events: sender, place })
             .map_err(|_| SubmitError::Stopped("its worker thread is gone".into()))?;
-        Ok(Generation { events })
+        inner.shared.bell.ring();
+        Ok(Generation { events, shared: Arc::clone(&inner.shared) })
     }
 
     fn check(&self, request: &GenerateRequest) -> Result<(), SubmitError> {
