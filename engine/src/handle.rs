@@ -26,6 +26,7 @@ use crate::{
     model::{Decoder, Mixture, ModelConfig, NamedShape, Weights},
     request::{Event, GenerateRequest},
     sched::Limits,
+    source::{self, Inbox},
     text::{self, Tokenizer},
     worker::{self, Job, Shared},
 };
@@ -222,13 +223,39 @@ impl Engine {
         backend.allocate(&model.shape, &capacity)?;
 
         let info = ModelInfo::new(described, &model, &plan, &backend);
+        let decoder = Decoder::new(backend, weights);
+        let text = Arc::clone(&tokenizer);
+        Self::over(info, metadata, tokenizer, config, move |inbox, shared| {
+            worker::run(decoder, &text, limits, plan.kv_blocks, inbox, &shared);
+        })
+    }
+
+    /// An engine without a model, whose events come from `source` on a thread of its own: see
+    /// [`source`]. The context is 4096 tokens unless the configuration says otherwise.
+    pub fn from_source(
+        config: &EngineConfig,
+        source: impl FnOnce(&mut Inbox) + Send + 'static,
+    ) -> Result<Self, EngineError> {
+        let metadata = source::metadata();
+        let tokenizer = Arc::new(Tokenizer::from_metadata(&metadata)?);
+        let info = source::info(config.ctx_size.unwrap_or(4096), tokenizer.vocab_size());
+        Self::over(info, metadata, tokenizer, config, move |jobs, shared| source::run(source, jobs, shared))
+    }
+
+    /// The handle over a thread that takes the jobs.
+    fn over(
+        info: ModelInfo,
+        metadata: Metadata,
+        tokenizer: Arc<Tokenizer>,
+        config: &EngineConfig,
+        work: impl FnOnce(mpsc::UnboundedReceiver<Job>, Arc<Shared>) + Send + 'static,
+    ) -> Result<Self, EngineError> {
         let shared = Arc::new(Shared::default());
         let (jobs, inbox) = mpsc::unbounded_channel();
-        let decoder = Decoder::new(backend, weights);
-        let (state, text) = (Arc::clone(&shared), Arc::clone(&tokenizer));
+        let state = Arc::clone(&shared);
         let worker = thread::Builder::new()
             .name("m40llm-worker".into())
-            .spawn(move || worker::run(decoder, &text, limits, plan.kv_blocks, inbox, &state))
+            .spawn(move || work(inbox, state))
             .map_err(|e| EngineError::Backend(format!("cannot start the worker thread: {e}")))?;
         let inner = Inner {
             info,

@@ -14,6 +14,7 @@
 //! | [`device`] | CUDA devices as data: chosen and judged without a driver |
 //! | [`sampling`] | logits and parameters to a token |
 //! | [`handle`], `worker` | the public handle and the thread behind it |
+//! | [`source`] | a thread of the caller's in the worker's place, for tests and benchmarks |
 //! | [`ffi`] | the same for C: `m40llm_*`, `include/m40llm.h` |
 //!
 //! Knows nothing of HTTP or of anybody's JSON.
@@ -31,6 +32,7 @@ pub mod model;
 pub mod request;
 pub mod sampling;
 pub mod sched;
+pub mod source;
 pub mod text;
 pub mod trace;
 mod worker;

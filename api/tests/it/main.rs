@@ -25,4 +25,8 @@ mod faulty;
 #[cfg(feature = "server")]
 mod native;
 #[cfg(feature = "server")]
+mod paced;
+#[cfg(feature = "server")]
+mod source;
+#[cfg(feature = "server")]
 mod streams;
