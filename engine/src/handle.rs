@@ -74,7 +74,7 @@ pub struct Stats {
     pub waiting: usize,
     /// Sequences in the batch.
     pub running: usize,
-    /// Sequences whose [`Meter`](crate::Meter) allows them no token now.
+    /// Sequences whose [`Allowance`](crate::Allowance) allows them no token now.
     pub paused: usize,
     /// KV blocks in use.
     pub kv_blocks_used: usize,

@@ -42,5 +42,5 @@ pub use device::DeviceId;
 pub use error::{EngineError, SubmitError};
 pub use handle::{Engine, Generation, LoadProgress, Stats};
 pub use info::ModelInfo;
-pub use request::{Event, FinishReason, GenerateRequest, Meter, TokenLogprob, TokenOut, Usage};
+pub use request::{Allowance, Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage};
 pub use sampling::SamplingParams;

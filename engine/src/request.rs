@@ -22,13 +22,13 @@ pub struct GenerateRequest {
     /// The same for the prompt's tokens, delivered in one [`Event::Prompt`].
     pub prompt_logprobs: Option<usize>,
     /// Who allows its tokens, one by one; `None`: nobody need be asked. Requests may share one.
-    pub meter: Option<Arc<dyn Meter>>,
+    pub allowance: Option<Arc<dyn Allowance>>,
 }
 
 /// Allows tokens to be generated, so that a caller who has used up its share pauses instead of failing.
 ///
 /// Asked on the worker's thread before each token: an answer must come at once.
-pub trait Meter: fmt::Debug + Send + Sync {
+pub trait Allowance: fmt::Debug + Send + Sync {
     /// Takes the right to generate one token more; otherwise says after how long to ask again. Until then
     /// the sequence is left out of steps and keeps its blocks, unless others need them.
     fn draw(&self) -> Result<(), Duration>;

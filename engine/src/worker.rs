@@ -14,7 +14,7 @@ use crate::{
     error::{EngineError, panic_words},
     handle::{Place, Stats, lock},
     model::Decoder,
-    request::{Event, FinishReason, GenerateRequest, Meter, TokenLogprob, TokenOut, Usage},
+    request::{Allowance, Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage},
     sampling::{Sampler, log_softmax_of, top_logprobs},
     sched::{Batch, Limits, Planned, Scheduler, SequenceId},
     text::{Detokenizer, StopMatcher, StopOutcome, Tokenizer},
@@ -73,7 +73,7 @@ pub(crate) fn run<B: Backend>(
         tokenizer,
         scheduler: Scheduler::new(limits, kv_blocks),
         running: HashMap::new(),
-        metered: VecDeque::new(),
+        rationed: VecDeque::new(),
         inbox,
         next_id: 0,
         needs: Vec::new(),
@@ -97,8 +97,8 @@ struct Worker<'a, B: Backend> {
     scheduler: Scheduler,
     /// Waiting and running requests.
     running: HashMap<SequenceId, Running>,
-    /// Those of them that have a meter; who has waited longest for a token comes first.
-    metered: VecDeque<SequenceId>,
+    /// Those of them that have an allowance; who has waited longest for a token comes first.
+    rationed: VecDeque<SequenceId>,
     inbox: UnboundedReceiver<Job>,
     next_id: u64,
     /// What the step's requests need of each row of logits.
@@ -150,8 +150,8 @@ impl<B: Backend> Worker<'_, B> {
         self.next_id += 1;
         let prompt = job.request.prompt.clone();
         self.scheduler.add(id, prompt, job.request.prompt_logprobs.is_some());
-        if job.request.meter.is_some() {
-            self.metered.push_back(id);
+        if job.request.allowance.is_some() {
+            self.rationed.push_back(id);
         }
         self.running.insert(id, Running::new(job));
     }
@@ -167,14 +167,14 @@ impl<B: Backend> Worker<'_, B> {
         });
     }
 
-    /// Asks the meters for the tokens that the next step may generate. Who is given none is paused; who was
-    /// given one asks last the next time, so that those who share a meter take turns. Returns how long
+    /// Asks the allowances for the tokens that the next step may generate. Who is given none is paused; who was
+    /// given one asks last the next time, so that those who share one take turns. Returns how long
     /// until the first may ask again.
     fn draw(&mut self) -> Option<Duration> {
-        let Self { running, metered, scheduler, .. } = self;
+        let Self { running, rationed, scheduler, .. } = self;
         let mut shortest: Option<Duration> = None;
         let mut served = Vec::new();
-        metered.retain(|&id| {
+        rationed.retain(|&id| {
             let Some(request) = running.get_mut(&id) else { return false };
             let allowed = request.draw();
             if std::mem::replace(&mut request.paused, allowed.is_err()) != request.paused {
@@ -186,7 +186,7 @@ impl<B: Backend> Worker<'_, B> {
             }
             allowed.is_err()
         });
-        metered.extend(served);
+        rationed.extend(served);
         shortest
     }
 
@@ -285,10 +285,10 @@ struct Running {
     output: Output,
     scored: Vec<TokenOut>,
     generated: usize,
-    meter: Option<Arc<dyn Meter>>,
-    /// A token has been drawn from the meter and not been generated yet.
+    allowance: Option<Arc<dyn Allowance>>,
+    /// A token has been drawn and not been generated yet.
     drawn: bool,
-    /// The meter had none.
+    /// It was allowed none.
     paused: bool,
     events: UnboundedSender<Event>,
     _place: Place,
@@ -296,8 +296,8 @@ struct Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if let Some(meter) = self.meter.as_ref().filter(|_| self.drawn) {
-            meter.give_back();
+        if let Some(allowance) = self.allowance.as_ref().filter(|_| self.drawn) {
+            allowance.give_back();
         }
     }
 }
@@ -314,7 +314,7 @@ impl Running {
             output: Output::new(&request.stop),
             scored: Vec::new(),
             generated: 0,
-            meter: request.meter,
+            allowance: request.allowance,
             drawn: false,
             paused: false,
             prompt: request.prompt,
@@ -325,8 +325,8 @@ impl Running {
 
     /// Has a token to generate, or is told how long to wait for one.
     fn draw(&mut self) -> Result<(), Duration> {
-        if let Some(meter) = self.meter.as_ref().filter(|_| !self.drawn && self.max_tokens > 0) {
-            meter.draw()?;
+        if let Some(allowance) = self.allowance.as_ref().filter(|_| !self.drawn && self.max_tokens > 0) {
+            allowance.draw()?;
             self.drawn = true;
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! Integration tests of the engine: one binary, one module a subject.
 
+mod allowance;
 #[cfg(feature = "cuda")]
 #[path = "../../../build.rs"]
 #[allow(dead_code, reason = "for its tests; cargo runs its main")]
@@ -11,7 +12,6 @@ mod engine;
 mod gguf;
 mod logits;
 mod matmul;
-mod meter;
 mod stop;
 mod support;
 mod template;

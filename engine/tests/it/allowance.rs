@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use m40llm_engine::{Engine, EngineConfig, Event, GenerateRequest, Generation, Meter, SamplingParams};
+use m40llm_engine::{Allowance, Engine, EngineConfig, Event, GenerateRequest, Generation, SamplingParams};
 
 use crate::support::tiny::{Spec, model};
 
@@ -36,7 +36,7 @@ impl Purse {
 /// Short, as tests fill the purse without telling the worker.
 const AGAIN: Duration = Duration::from_millis(1);
 
-impl Meter for Purse {
+impl Allowance for Purse {
     fn draw(&self) -> Result<(), Duration> {
         match self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)) {
             Ok(_) => {
@@ -69,13 +69,13 @@ fn engine(max_batch: usize, blocks: u64) -> Engine {
     engine
 }
 
-fn request(start: u32, tokens: usize, meter: Option<Arc<dyn Meter>>) -> GenerateRequest {
+fn request(start: u32, tokens: usize, allowance: Option<Arc<dyn Allowance>>) -> GenerateRequest {
     GenerateRequest {
         prompt: (start..start + 20).collect(),
         max_tokens: Some(tokens),
         sampling: SamplingParams { seed: Some(7), ..SamplingParams::default() },
         ignore_eos: true,
-        meter,
+        allowance,
         ..GenerateRequest::default()
     }
 }
@@ -161,7 +161,7 @@ fn those_who_share_a_purse_take_turns() {
 #[derive(Debug)]
 struct Share(Arc<Purse>, AtomicUsize);
 
-impl Meter for Share {
+impl Allowance for Share {
     fn draw(&self) -> Result<(), Duration> {
         self.0.draw()?;
         self.1.fetch_add(1, Ordering::SeqCst);
@@ -177,7 +177,7 @@ impl Meter for Share {
 #[derive(Debug)]
 struct Never;
 
-impl Meter for Never {
+impl Allowance for Never {
     fn draw(&self) -> Result<(), Duration> {
         Err(Duration::from_secs(3600))
     }
