@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     io,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -28,7 +29,8 @@ use tower_http::{
 };
 
 use crate::{
-    error::{ApiError, shape_rejections},
+    auth::{Gate, middleware::guard},
+    error::{ApiError, RETRY_AFTER_MS, shape_rejections},
     observe::{self, Metrics},
     routes,
 };
@@ -78,6 +80,7 @@ pub struct AppState(Arc<Inner>);
 
 struct Inner {
     config: ServerConfig,
+    gate: Gate,
     model: SetOnce<Arc<Model>>,
     draining: AtomicBool,
     metrics: Metrics,
@@ -100,8 +103,14 @@ impl AppState {
     /// A server without its model yet: it answers `/health` and the documentation, and asks the others
     /// to come again.
     pub fn loading(config: ServerConfig) -> Self {
+        Self::guarded(config, Gate::open())
+    }
+
+    /// As [`AppState::loading`], with a gate that may ask for keys.
+    pub fn guarded(config: ServerConfig, gate: Gate) -> Self {
         Self(Arc::new(Inner {
             config,
+            gate,
             model: SetOnce::new(),
             draining: AtomicBool::new(false),
             metrics: Metrics::default(),
@@ -155,6 +164,11 @@ impl AppState {
     /// The configuration.
     pub fn config(&self) -> &ServerConfig {
         &self.0.config
+    }
+
+    /// What stands before the routes.
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.0.gate
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {
@@ -255,6 +269,7 @@ pub fn app(state: AppState) -> Router {
 fn layered(router: Router<AppState>, state: AppState) -> Router {
     // The last layer is the outermost: ids and counts see every response, also those of CORS.
     router
+        .layer(middleware::from_fn_with_state(state.clone(), guard))
         .layer(middleware::from_fn(shape_rejections))
         .layer(CatchPanicLayer::custom(|_| panicked()))
         .layer(cors(&state.config().cors_origins))
@@ -281,6 +296,7 @@ fn cors(origins: &[String]) -> CorsLayer {
         HeaderName::from_static("openai-processing-ms"),
         HeaderName::from_static("x-should-retry"),
         header::RETRY_AFTER,
+        RETRY_AFTER_MS,
     ];
     for kind in ["requests", "tokens"] {
         for what in ["limit", "remaining", "reset"] {
@@ -289,7 +305,7 @@ fn cors(origins: &[String]) -> CorsLayer {
     }
     CorsLayer::new()
         .allow_origin(allowed)
-        .allow_methods([Method::GET, Method::POST])
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(ExposeHeaders::list(exposed))
         .max_age(Duration::from_secs(600))
@@ -353,7 +369,8 @@ pub async fn serve(
     let listener = listener.tap_io(|tcp| {
         let _ = tcp.set_nodelay(true);
     });
-    let server = axum::serve(listener, app(state.clone())).with_graceful_shutdown(graceful);
+    let service = app(state.clone()).into_make_service_with_connect_info::<SocketAddr>();
+    let server = axum::serve(listener, service).with_graceful_shutdown(graceful);
     tokio::select! {
         result = server.into_future() => result?,
         () = async {

@@ -18,6 +18,10 @@ use tokio_stream::{StreamExt as _, StreamMap};
 
 use crate::{
     app::{AppState, Model},
+    auth::{
+        Identity,
+        ticket::{Demand, Ticket},
+    },
     error::ApiError,
     openai::Usage,
 };
@@ -29,6 +33,8 @@ pub(crate) struct Sequences {
     /// Sequences that share a prompt: so many follow one another.
     per_prompt: usize,
     usage: Usage,
+    /// After `events`, as fields are dropped in their order: the work is given up before it is settled.
+    ticket: Ticket,
     state: AppState,
     /// When the request was submitted; taken when the first output has come.
     waiting_since: Option<Instant>,
@@ -49,28 +55,34 @@ pub(crate) struct Outcome {
 }
 
 impl Sequences {
-    /// Submits all `requests`, of which each `per_prompt` share a prompt, or none. `param` is the field
-    /// that prompts come from.
+    /// Submits all `requests` of `identity`, of which each `per_prompt` share a prompt, or none. `param` is the
+    /// field that prompts come from.
     pub(crate) fn submit(
         state: &AppState,
+        identity: &Identity,
         model: &Arc<Model>,
         requests: Vec<GenerateRequest>,
         per_prompt: usize,
         param: &str,
     ) -> Result<Self, ApiError> {
         let count = requests.len();
+        let mut ticket = Ticket::open(state, identity, Demand::of(&requests, per_prompt))?;
+        let mut meters = Vec::with_capacity(count);
         let mut streams = StreamMap::with_capacity(count);
         for (i, request) in requests.into_iter().enumerate() {
             // On an error the generations before this one are dropped, and so cancelled.
             let generation = model.engine.submit(request).map_err(|e| ApiError::submit(e, param))?;
+            meters.push(Arc::clone(generation.meter()));
             streams.insert(i, events(generation));
         }
+        ticket.start(meters, per_prompt);
         let now = Instant::now();
         Ok(Self {
             events: streams,
             count,
             per_prompt,
             usage: Usage::default(),
+            ticket,
             state: state.clone(),
             waiting_since: Some(now),
             started: now,
@@ -114,6 +126,7 @@ impl Sequences {
                 Event::Failed(error) => return Err(error.into()),
             }
         }
+        self.ticket.finish().await?;
         Ok((outcomes, self.usage))
     }
 }
@@ -258,7 +271,10 @@ impl<W: Wire> Running<W> {
                 }
                 Ok(Some((i, event))) => self.wire.event(i, event, frames),
                 Ok(None) => {
-                    self.wire.close(self.sequences.usage, frames);
+                    match self.sequences.ticket.finish().await {
+                        Ok(()) => self.wire.close(self.sequences.usage, frames),
+                        Err(error) => frames.push(&error.body()),
+                    }
                     more = false;
                 }
             }

@@ -23,6 +23,7 @@ use crate::{
     gguf::{Gguf, Metadata},
     info::{Described, ModelInfo},
     memory,
+    meter::Meter,
     model::{Decoder, Mixture, ModelConfig, NamedShape, Weights},
     request::{Event, GenerateRequest},
     sched::Limits,
@@ -44,6 +45,7 @@ pub struct LoadProgress {
 #[derive(Debug)]
 pub struct Generation {
     events: mpsc::UnboundedReceiver<Event>,
+    meter: Arc<Meter>,
     shared: Arc<Shared>,
 }
 
@@ -59,6 +61,11 @@ impl Generation {
     /// The next event; `None` after [`Event::Done`] or [`Event::Failed`].
     pub async fn next(&mut self) -> Option<Event> {
         self.events.recv().await
+    }
+
+    /// What it has used so far; still right after the generation is dropped.
+    pub fn meter(&self) -> &Arc<Meter> {
+        &self.meter
     }
 
     /// As [`Generation::next`], for callers without a runtime.
@@ -300,12 +307,12 @@ impl Engine {
         let place = Place::take(&inner.active, inner.max_active)
             .ok_or(SubmitError::QueueFull(inner.max_active - inner.max_batch))?;
         let (sender, events) = mpsc::unbounded_channel();
-        inner
-            .jobs
-            .send(Job { request, ctx_size: inner.info.ctx_size, events: sender, place })
-            .map_err(|_| SubmitError::Stopped("its worker thread is gone".into()))?;
+        let meter = Arc::new(Meter::default());
+        let job =
+            Job { request, ctx_size: inner.info.ctx_size, events: sender, meter: Arc::clone(&meter), place };
+        inner.jobs.send(job).map_err(|_| SubmitError::Stopped("its worker thread is gone".into()))?;
         inner.shared.bell.ring();
-        Ok(Generation { events, shared: Arc::clone(&inner.shared) })
+        Ok(Generation { events, meter, shared: Arc::clone(&inner.shared) })
     }
 
     fn check(&self, request: &GenerateRequest) -> Result<(), SubmitError> {

@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::TryRecvError};
@@ -13,6 +13,7 @@ use crate::{
     backend::{Backend, Counters, Need, Row},
     error::{EngineError, panic_words},
     handle::{Place, Stats, lock},
+    meter::Meter,
     model::Decoder,
     request::{Allowance, Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage},
     sampling::{Sampler, log_softmax_of, top_logprobs},
@@ -25,6 +26,7 @@ pub(crate) struct Job {
     pub(crate) request: GenerateRequest,
     pub(crate) ctx_size: usize,
     pub(crate) events: UnboundedSender<Event>,
+    pub(crate) meter: Arc<Meter>,
     pub(crate) place: Place,
 }
 
@@ -199,6 +201,7 @@ impl<B: Backend> Worker<'_, B> {
                 self.needs[plan.first_row..plan.first_row + plan.rows].fill(request.need());
             }
         }
+        let started = Instant::now();
         match self.decoder.forward(batch, &self.needs) {
             Ok(()) => {}
             Err(lost @ EngineError::DeviceLost(_)) => return Err(lost),
@@ -211,9 +214,12 @@ impl<B: Backend> Worker<'_, B> {
             }
         }
         self.stats.steps += 1;
+        let per_token = started.elapsed() / batch.tokens.len().max(1) as u32;
         let decoder = &self.decoder;
         for plan in planned {
             let Some(request) = self.running.get_mut(&plan.id) else { continue };
+            request.meter.prompt(plan.computed.min(request.prompt.len()));
+            request.meter.spend(per_token * plan.tokens as u32);
             if plan.samples && request.generated == 0 {
                 self.stats.prompt_tokens += request.prompt.len() as u64;
             }
@@ -291,6 +297,7 @@ struct Running {
     /// It was allowed none.
     paused: bool,
     events: UnboundedSender<Event>,
+    meter: Arc<Meter>,
     _place: Place,
 }
 
@@ -304,7 +311,7 @@ impl Drop for Running {
 
 impl Running {
     fn new(job: Job) -> Self {
-        let Job { request, ctx_size, events, place } = job;
+        let Job { request, ctx_size, events, meter, place } = job;
         Self {
             max_tokens: request.max_tokens.unwrap_or(usize::MAX).min(ctx_size - request.prompt.len()),
             ignore_eos: request.ignore_eos,
@@ -319,6 +326,7 @@ impl Running {
             paused: false,
             prompt: request.prompt,
             events,
+            meter,
             _place: place,
         }
     }
@@ -361,6 +369,7 @@ impl Running {
         };
         self.generated += 1;
         self.drawn = false;
+        self.meter.generated(self.generated);
         if !self.ignore_eos && tokenizer.is_end_of_generation(token) {
             return self.finish(FinishReason::Stop);
         }

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     app::{AppState, Model},
+    auth::Identity,
     error::ApiError,
     logprobs::{self, Offsets},
     openai::{
@@ -45,6 +46,7 @@ use crate::{
 )]
 pub(super) async fn create(
     State(state): State<AppState>,
+    identity: Identity,
     JsonBody { value, bytes }: JsonBody<CompletionRequest>,
 ) -> Result<Response, ApiError> {
     let model = state.admit(value.model.as_deref())?;
@@ -53,7 +55,7 @@ pub(super) async fn create(
         beside(bytes, move || validate::completions(value, &model, most)).await?
     };
     let requests = std::mem::take(&mut job.requests);
-    let sequences = Sequences::submit(&state, &model, requests, job.best_of, "prompt")?;
+    let sequences = Sequences::submit(&state, &identity, &model, requests, job.best_of, "prompt")?;
     let head = Head::new("cmpl", &state, &model);
     if job.stream {
         return respond(sequences, Pieces::new(head, model, &job), Framing::Sse).await;

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     app::{AppState, Model, ServerConfig},
+    auth::Identity,
     error::ApiError,
     openai::{FinishReason, Stop, Usage, int, number, object_only, seed},
     stream::{Frames, Framing, Sequences, Wire, respond},
@@ -112,6 +113,7 @@ pub(super) struct NativePiece<'a> {
 )]
 pub(super) async fn generate(
     State(state): State<AppState>,
+    identity: Identity,
     headers: HeaderMap,
     JsonBody { value, bytes }: JsonBody<NativeRequest>,
 ) -> Result<Response, ApiError> {
@@ -121,7 +123,7 @@ pub(super) async fn generate(
         let (model, state) = (model.clone(), state.clone());
         beside(bytes, move || prepare(value, &model, state.config())).await?
     };
-    let sequences = Sequences::submit(&state, &model, vec![request], 1, "prompt")?;
+    let sequences = Sequences::submit(&state, &identity, &model, vec![request], 1, "prompt")?;
     if stream {
         let framing = if accepts_sse(&headers) { Framing::Sse } else { Framing::Ndjson };
         return respond(sequences, Pieces { framing, reason: FinishReason::Stop }, framing).await;

@@ -1,6 +1,6 @@
 //! One file a resource, and the document that describes them all.
 
-mod body;
+pub(crate) mod body;
 mod chat;
 mod completions;
 mod docs;

@@ -83,19 +83,16 @@ impl Source {
     /// One more token of a request; itself unless it has ended or was cancelled.
     fn advance(&mut self, (job, mut given): Running) -> Option<Running> {
         let most = job.request.max_tokens.unwrap_or_default();
-        let allowance = job.request.allowance.as_ref();
         if given < most {
-            if allowance.is_some_and(|allowance| allowance.draw().is_err()) {
-                return (!job.is_cancelled()).then_some((job, given));
+            if job.is_cancelled() {
+                return None;
+            }
+            if job.request.allowance.as_ref().is_some_and(|allowance| allowance.draw().is_err()) {
+                return Some((job, given));
             }
             let text = (self.pace.text)(given);
             let id = u32::from(text.as_bytes().first().copied().unwrap_or_default());
-            if !job.send(Event::Text { text, tokens: vec![TokenOut { id, logprob: None }] }) {
-                if let Some(allowance) = allowance {
-                    allowance.give_back();
-                }
-                return None;
-            }
+            job.send(Event::Text { text, tokens: vec![TokenOut { id, logprob: None }] });
             given += 1;
             self.stats.generated_tokens += 1;
         }
