@@ -29,7 +29,7 @@ use tower_http::{
 };
 
 use crate::{
-    auth::{Gate, middleware::guard},
+    auth::{Gate, limits::Limits, middleware::guard},
     error::{ApiError, RETRY_AFTER_MS, shape_rejections},
     observe::{self, Metrics},
     routes,
@@ -81,6 +81,7 @@ pub struct AppState(Arc<Inner>);
 struct Inner {
     config: ServerConfig,
     gate: Gate,
+    limits: Limits,
     model: SetOnce<Arc<Model>>,
     draining: AtomicBool,
     metrics: Metrics,
@@ -111,6 +112,7 @@ impl AppState {
         Self(Arc::new(Inner {
             config,
             gate,
+            limits: Limits::default(),
             model: SetOnce::new(),
             draining: AtomicBool::new(false),
             metrics: Metrics::default(),
@@ -169,6 +171,11 @@ impl AppState {
     /// What stands before the routes.
     pub(crate) fn gate(&self) -> &Gate {
         &self.0.gate
+    }
+
+    /// What keys have used of what they may.
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.0.limits
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {

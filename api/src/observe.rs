@@ -18,11 +18,10 @@ use axum::{
 };
 use m40llm_engine::Stats;
 
-use crate::app::AppState;
+use crate::{app::AppState, error::SHOULD_RETRY};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms");
-const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// Log lines on stderr at `level` (`error`, `warn`, `info`, `debug`, `trace`, or filter directives).
 /// Does nothing when logging is set up already.

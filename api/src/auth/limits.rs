@@ -66,16 +66,20 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The key's account, by the limits that it has now.
-    pub(crate) fn account(&self, key: &Key) -> Arc<Account> {
+    /// The key's account, by the limits that it has now; `None` when it never had any.
+    pub(crate) fn account(&self, key: &Key) -> Option<Arc<Account>> {
+        let KeyLimits { rpm, tpm, concurrency, .. } = key.limits;
         let mut accounts = lock(&self.accounts);
         if let Some(account) = accounts.get(&key.id) {
             account.update(&key.limits);
-            return Arc::clone(account);
+            return Some(Arc::clone(account));
+        }
+        if rpm.or(tpm).or(concurrency).is_none() {
+            return None;
         }
         let account = Arc::new(Account::new(self.clock.clone(), &key.limits));
         accounts.insert(key.id.clone(), Arc::clone(&account));
-        account
+        Some(account)
     }
 }
 
@@ -212,7 +216,9 @@ impl Account {
         }
         if let Some(requests) = &mut state.requests {
             let limit = requests.limit();
-            requests.spend(1).map_err(|wait| Refused::Requests { limit, wait: Duration::from_nanos(wait) })?;
+            requests
+                .spend(1)
+                .map_err(|wait| Refused::Requests { limit, wait: Duration::from_nanos(wait) })?;
         }
         state.running += 1;
         Ok(Entry { account: Arc::clone(self), ration: None })

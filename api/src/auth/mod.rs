@@ -14,6 +14,7 @@
 //! | `store` | the vault of a running server: one writer thread, keys in memory |
 //! | `middleware` | who asks, and whether they may |
 //! | `failures` | who guesses keys |
+//! | `limits` | what a key may use, and has used of it |
 //! | `ticket` | what one request uses |
 //!
 //! Neither a key nor its signature is ever stored or logged: the ledger knows a key by its id (`jti`).
@@ -22,6 +23,8 @@
 pub(crate) mod failures;
 pub mod key;
 pub mod ledger;
+#[cfg(feature = "server")]
+pub(crate) mod limits;
 #[cfg(feature = "server")]
 pub mod middleware;
 pub mod secret;
