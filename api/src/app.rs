@@ -386,6 +386,11 @@ pub async fn serve(
             tokio::time::sleep(FLUSH).await;
         } => {}
     }
+    if let Some(store) = state.gate().store()
+        && let Err(error) = store.flush().await
+    {
+        tracing::error!("the last accounts may be missing: {error}");
+    }
     match state.failure() {
         Some(words) => Err(io::Error::other(words)),
         None => Ok(()),

@@ -39,16 +39,21 @@ pub struct Submitted {
 }
 
 impl Submitted {
-    /// Sends an event, after the request's meter has counted its tokens. After [`Event::Done`] or
-    /// [`Event::Failed`], drop this. False: the request was cancelled.
+    /// Sends an event, and counts what it carries as used. After [`Event::Done`] or [`Event::Failed`], drop
+    /// this. False: the request was cancelled.
     pub fn send(&self, event: Event) -> bool {
-        let generated = match &event {
-            Event::Text { tokens, .. } => self.meter.usage().completion_tokens + tokens.len(),
-            Event::Done { usage, .. } => usage.completion_tokens,
-            Event::Prompt(_) | Event::Failed(_) => self.meter.usage().completion_tokens,
-        };
-        self.meter.prompt(self.request.prompt.len());
-        self.meter.generated(generated);
+        match &event {
+            Event::Text { tokens, .. } => {
+                self.meter.prompt(self.request.prompt.len());
+                self.meter.generated(self.meter.usage().completion_tokens + tokens.len());
+            }
+            Event::Done { usage, .. } => {
+                self.meter.prompt(usage.prompt_tokens);
+                self.meter.cached(usage.cached_tokens);
+                self.meter.generated(usage.completion_tokens);
+            }
+            Event::Prompt(_) | Event::Failed(_) => {}
+        }
         self.events.send(event).is_ok()
     }
 

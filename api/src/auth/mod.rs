@@ -11,6 +11,7 @@
 //! | [`token`] | a key's text: made and checked |
 //! | [`ledger`] | SQLite: keys, revocations, usage |
 //! | [`vault`] | one state directory: secrets and ledger together |
+//! | [`view`] | keys and accounts as JSON |
 //! | `store` | the vault of a running server: one writer thread, keys in memory |
 //! | `middleware` | who asks, and whether they may |
 //! | `failures` | who guesses keys |
@@ -34,6 +35,7 @@ pub mod store;
 pub(crate) mod ticket;
 pub mod token;
 pub mod vault;
+pub mod view;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -90,6 +92,12 @@ pub fn day(unix: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}")
 }
 
+/// A moment, `2026-01-31T12:00:00Z`.
+pub fn utc(unix: u64) -> String {
+    let second = unix % 86_400;
+    format!("{}T{:02}:{:02}:{:02}Z", day(unix), second / 3600, second / 60 % 60, second % 60)
+}
+
 /// `length` random bytes from the operating system, in hex.
 pub(crate) fn random_hex(length: usize) -> Result<String, AuthError> {
     let mut bytes = vec![0; length];
@@ -117,6 +125,7 @@ mod tests {
         ] {
             assert_eq!(day(unix), expected, "{unix}");
         }
+        assert_eq!(utc(1_735_689_599), "2024-12-31T23:59:59Z");
     }
 
     #[test]

@@ -227,6 +227,9 @@ impl Writer {
         let revision = self.vault.ledger().revision()?;
         if stale || revision != self.revision {
             let view = View::of(&self.vault)?;
+            if self.view().keys.is_empty() && !view.keys.is_empty() {
+                tracing::info!("the first API key exists: requests need one from now on");
+            }
             *self.view.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
         }
         self.revision = revision;

@@ -8,7 +8,11 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow, bail};
-use m40llm::{AppState, ServerConfig, observe};
+use m40llm::{
+    AppState, ServerConfig,
+    auth::{Gate, Store},
+    observe,
+};
 use m40llm_engine::Engine;
 use tokio::{
     net::TcpListener,
@@ -57,8 +61,10 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<()> {
 async fn serve(model: PathBuf, config: ServeConfig) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     // What can fail fast fails before the model is loaded.
-    let (listener, addr) = bind(&config).await?;
-    let state = AppState::loading(server_config(&model, &config));
+    let store = config.vault.as_ref().map(Store::open).transpose()?;
+    let (listener, addr) = bind(&config, store.as_ref()).await?;
+    let gate = store.clone().map_or_else(Gate::open, |store| Gate::guarded(store, config.private_docs));
+    let state = AppState::guarded(server_config(&model, &config), gate);
     let (stop, stopped) = oneshot::channel::<()>();
     let shutdown = async { stopped.await.unwrap_or_default() };
     let mut server = tokio::spawn(m40llm::serve(listener, state.clone(), shutdown));
@@ -70,7 +76,7 @@ async fn serve(model: PathBuf, config: ServeConfig) -> anyhow::Result<()> {
     };
     observe::init_logging("info");
     state.set_engine(engine.clone());
-    announce(&config, addr, &engine);
+    announce(store.as_ref(), addr, &engine);
     drop(engine);
 
     tokio::select! {
@@ -107,15 +113,16 @@ fn load_aside(model: PathBuf, config: &ServeConfig) -> impl Future<Output = anyh
     async { loaded.await.context("loading the model panicked: please report this with the lines above")? }
 }
 
-/// Takes the address, which must be loopback unless the configuration lets everybody in.
-async fn bind(config: &ServeConfig) -> anyhow::Result<(TcpListener, SocketAddr)> {
+/// Takes the address, which must be loopback unless there are keys, or the configuration lets everybody in.
+async fn bind(config: &ServeConfig, store: Option<&Store>) -> anyhow::Result<(TcpListener, SocketAddr)> {
     let addr = &config.addr;
     let found =
         addr.resolve().with_context(|| format!("cannot find the address {addr}: choose another --addr"))?;
-    if !config.no_auth && !found.iter().all(|a| a.ip().is_loopback()) {
+    let everybody = store.is_some_and(|store| !store.has_keys());
+    if everybody && !found.iter().all(|a| a.ip().is_loopback()) {
         return Err(ConfigError(format!(
-            "refusing to serve {addr} without an API key: others may reach it; keys (`m40llm keys create`) are not \
-             in this version yet, so listen on 127.0.0.1 or let everybody in with --no-auth"
+            "refusing to serve {addr} without an API key: others may reach it; make a key with `m40llm keys create \
+             --name NAME`, listen on 127.0.0.1, or let everybody in with --no-auth"
         ))
         .into());
     }
@@ -126,7 +133,7 @@ async fn bind(config: &ServeConfig) -> anyhow::Result<(TcpListener, SocketAddr)>
 }
 
 /// The first lines of the log.
-fn announce(config: &ServeConfig, addr: SocketAddr, engine: &Engine) {
+fn announce(store: Option<&Store>, addr: SocketAddr, engine: &Engine) {
     let info = engine.info();
     tracing::info!(
         architecture = info.architecture,
@@ -139,10 +146,12 @@ fn announce(config: &ServeConfig, addr: SocketAddr, engine: &Engine) {
     for notice in &info.notices {
         tracing::info!("{notice}");
     }
-    if config.no_auth {
-        tracing::info!("requests need no key (--no-auth)");
-    } else {
-        tracing::warn!("no API key exists: requests need none, as this is a loopback address");
+    match store.map(Store::has_keys) {
+        None => tracing::info!("requests need no key (--no-auth)"),
+        Some(true) => tracing::info!("requests need an API key"),
+        Some(false) => tracing::warn!(
+            "no API key exists: requests need none, as this is a loopback address; `m40llm keys create` makes one"
+        ),
     }
     tracing::info!("listening on http://{addr}");
     tracing::info!(

@@ -89,7 +89,7 @@ pub(crate) fn on_device_failure(s: &str) -> Result<OnDeviceFailure, String> {
     choice(s, &[("exit", OnDeviceFailure::Exit), ("stay", OnDeviceFailure::Stay)])
 }
 
-/// `--no-auth`, `--require-sm52`.
+/// `--no-auth`, `--private-docs`, `--require-sm52`.
 pub(crate) fn boolean(s: &str) -> Result<bool, String> {
     choice(s, &[("true", true), ("false", false), ("1", true), ("0", false)])
 }
@@ -161,6 +161,11 @@ pub(crate) fn threads(s: &str) -> Result<usize, String> {
 /// `--trace-kernels`.
 pub(crate) fn trace_file(s: &str) -> Result<PathBuf, String> {
     if s.is_empty() { Err("the path of a file is allowed".into()) } else { Ok(PathBuf::from(s)) }
+}
+
+/// `--state-dir`.
+pub(crate) fn state_dir(s: &str) -> Result<PathBuf, String> {
+    if s.is_empty() { Err("the path of a directory is allowed".into()) } else { Ok(PathBuf::from(s)) }
 }
 
 /// `--max-batch`.
