@@ -23,6 +23,8 @@ mod failure;
 #[cfg(feature = "server")]
 mod faulty;
 #[cfg(feature = "server")]
+mod limits;
+#[cfg(feature = "server")]
 mod native;
 #[cfg(feature = "server")]
 mod paced;
