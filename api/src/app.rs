@@ -29,7 +29,7 @@ use tower_http::{
 };
 
 use crate::{
-    auth::{Gate, limits::Limits, middleware::guard},
+    auth::{DefaultLimits, Gate, limits::Limits, middleware::guard},
     error::{ApiError, RETRY_AFTER_MS, shape_rejections},
     observe::{self, Metrics},
     routes,
@@ -171,6 +171,11 @@ impl AppState {
     /// What stands before the routes.
     pub(crate) fn gate(&self) -> &Gate {
         &self.0.gate
+    }
+
+    /// What keys may use that have no limits of their own; counts from the next request on.
+    pub fn set_default_limits(&self, defaults: DefaultLimits) {
+        self.0.limits.set_defaults(defaults);
     }
 
     /// What keys have used of what they may.

@@ -18,7 +18,7 @@ mod headers;
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -51,33 +51,62 @@ impl Clock {
     }
 }
 
+/// What a key may use that has no limit of its own; absent is without limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DefaultLimits {
+    /// Requests a minute.
+    pub rpm: Option<u32>,
+    /// Tokens a minute.
+    pub tpm: Option<u32>,
+    /// Requests at the same time.
+    pub concurrency: Option<u32>,
+}
+
+impl DefaultLimits {
+    /// The key's own limits first.
+    fn under(self, key: &KeyLimits) -> Self {
+        Self {
+            rpm: key.rpm.or(self.rpm),
+            tpm: key.tpm.or(self.tpm),
+            concurrency: key.concurrency.or(self.concurrency),
+        }
+    }
+}
+
 /// The accounts of all keys.
 #[derive(Debug)]
 pub(crate) struct Limits {
     clock: Clock,
+    defaults: RwLock<DefaultLimits>,
     /// By key id; as many as there are keys at most.
     accounts: Mutex<HashMap<String, Arc<Account>>>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { clock: Clock::Real(Instant::now()), accounts: Mutex::default() }
+        Self { clock: Clock::Real(Instant::now()), defaults: RwLock::default(), accounts: Mutex::default() }
     }
 }
 
 impl Limits {
+    /// Other defaults from now on; each account takes them over when it is asked next.
+    pub(crate) fn set_defaults(&self, defaults: DefaultLimits) {
+        *self.defaults.write().unwrap_or_else(PoisonError::into_inner) = defaults;
+    }
+
     /// The key's account, by the limits that it has now; `None` when it never had any.
     pub(crate) fn account(&self, key: &Key) -> Option<Arc<Account>> {
-        let KeyLimits { rpm, tpm, concurrency, .. } = key.limits;
+        let defaults = *self.defaults.read().unwrap_or_else(PoisonError::into_inner);
+        let limits = defaults.under(&key.limits);
         let mut accounts = lock(&self.accounts);
         if let Some(account) = accounts.get(&key.id) {
-            account.update(&key.limits);
+            account.update(&limits);
             return Some(Arc::clone(account));
         }
-        if rpm.or(tpm).or(concurrency).is_none() {
+        if limits == DefaultLimits::default() {
             return None;
         }
-        let account = Arc::new(Account::new(self.clock.clone(), &key.limits));
+        let account = Arc::new(Account::new(self.clock.clone(), &limits));
         accounts.insert(key.id.clone(), Arc::clone(&account));
         Some(account)
     }
@@ -175,7 +204,7 @@ struct State {
 }
 
 impl Account {
-    fn new(clock: Clock, limits: &KeyLimits) -> Self {
+    fn new(clock: Clock, limits: &DefaultLimits) -> Self {
         let state = State { requests: None, tokens: None, concurrency: None, running: 0 };
         let account = Self { clock, state: Mutex::new(state) };
         account.update(limits);
@@ -183,7 +212,7 @@ impl Account {
     }
 
     /// Takes the key's limits over, which may have been changed.
-    fn update(&self, limits: &KeyLimits) {
+    fn update(&self, limits: &DefaultLimits) {
         let now = self.clock.now();
         let mut state = lock(&self.state);
         let State { requests, tokens, concurrency, .. } = &mut *state;

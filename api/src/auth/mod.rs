@@ -41,6 +41,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use key::{Key, KeyLimits, NewKey, Priority, Scope, Status};
 #[cfg(feature = "server")]
+pub use limits::DefaultLimits;
+#[cfg(feature = "server")]
 pub use middleware::{Gate, Identity};
 pub use secret::SigningSecret;
 #[cfg(feature = "server")]

@@ -15,7 +15,7 @@ fn stopped() -> (Arc<AtomicU64>, Clock) {
 
 fn account(rpm: Option<u32>, tpm: Option<u32>, concurrency: Option<u32>) -> (Arc<AtomicU64>, Arc<Account>) {
     let (now, clock) = stopped();
-    let limits = KeyLimits { rpm, tpm, concurrency, ..KeyLimits::default() };
+    let limits = DefaultLimits { rpm, tpm, concurrency };
     (now, Arc::new(Account::new(clock, &limits)))
 }
 
@@ -145,15 +145,39 @@ fn limits_may_change_while_requests_run() {
     let (now, account) = account(None, Some(100), None);
     let mut entry = account.enter().unwrap();
     let allowance = entry.reserve(10, Output::Bounded(50)).unwrap().unwrap();
-    account.update(&KeyLimits { tpm: Some(1000), ..KeyLimits::default() });
+    account.update(&DefaultLimits { tpm: Some(1000), ..DefaultLimits::default() });
     assert_eq!(remaining(&account), 940);
-    account.update(&KeyLimits::default());
+    account.update(&DefaultLimits::default());
     allowance.draw().unwrap();
     assert_eq!(told(&account, "x-ratelimit-limit-tokens"), "");
-    account.update(&KeyLimits { tpm: Some(30), ..KeyLimits::default() });
+    account.update(&DefaultLimits { tpm: Some(30), ..DefaultLimits::default() });
     now.store(SECOND, Ordering::SeqCst);
     drop(entry);
     assert_eq!(remaining(&account), 30);
+}
+
+#[test]
+fn a_key_without_limits_has_the_defaults() {
+    let limits = Limits::default();
+    let key = |id: &str, limits| Key {
+        id: id.into(),
+        name: "a".into(),
+        scopes: Vec::new(),
+        created: 0,
+        expires: None,
+        revoked: None,
+        limits,
+    };
+    let free = key("free", KeyLimits::default());
+    let own = key("own", KeyLimits { rpm: Some(7), ..KeyLimits::default() });
+    assert!(limits.account(&free).is_none());
+    let limit = |key: &Key| told(&limits.account(key).unwrap(), "x-ratelimit-limit-requests");
+    assert_eq!(limit(&own), "7");
+    limits.set_defaults(DefaultLimits { rpm: Some(100), tpm: Some(50), concurrency: None });
+    assert_eq!((limit(&free), limit(&own)), ("100".into(), "7".into()));
+    assert_eq!(remaining(&limits.account(&own).unwrap()), 50);
+    limits.set_defaults(DefaultLimits::default());
+    assert_eq!(limit(&free), "");
 }
 
 /// 50 callers on 5 keys; every tenth clock tick somebody reserves, draws some, and ends or is cancelled.
