@@ -3,7 +3,6 @@
 use std::{
     future::Future,
     io,
-    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -16,7 +15,6 @@ use axum::{
     http::{HeaderName, HeaderValue, Method, header},
     middleware,
     response::{IntoResponse, Response},
-    serve::ListenerExt as _,
 };
 use m40llm_engine::{
     Engine,
@@ -25,14 +23,15 @@ use m40llm_engine::{
 use tokio::{net::TcpListener, sync::SetOnce};
 use tower_http::{
     catch_panic::CatchPanicLayer,
-    cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders},
+    cors::{AllowHeaders, AllowOrigin, AllowPrivateNetwork, CorsLayer, ExposeHeaders},
 };
 
 use crate::{
-    auth::{DefaultLimits, Gate, limits::Limits, middleware::guard},
+    auth::{DefaultLimits, Gate, limits::Accounts, middleware::guard},
     error::{ApiError, RETRY_AFTER_MS, shape_rejections},
     observe::{self, Metrics},
     routes,
+    transport::{self, Limits, guard, tls::Tls},
 };
 
 pub use crate::routes::openapi;
@@ -57,6 +56,13 @@ pub struct ServerConfig {
     /// Whether [`serve`] ends when the engine has failed, so that a supervisor starts the process again.
     /// Without, requests are refused and `/health` says `failed` until somebody does.
     pub exit_on_failure: bool,
+    /// The host of the server's own address, where requests may only name that or this machine: without
+    /// keys, on a loopback address, such a name is all that keeps other sites' pages out. `None`: any.
+    pub local_host: Option<String>,
+    /// What connections may take.
+    pub limits: Limits,
+    /// Certificate and key; without, plain HTTP.
+    pub tls: Option<Tls>,
 }
 
 impl ServerConfig {
@@ -70,6 +76,9 @@ impl ServerConfig {
             max_queue: 256,
             keep_alive: Duration::from_secs(15),
             exit_on_failure: true,
+            local_host: None,
+            limits: Limits::default(),
+            tls: None,
         }
     }
 }
@@ -81,7 +90,7 @@ pub struct AppState(Arc<Inner>);
 struct Inner {
     config: ServerConfig,
     gate: Gate,
-    limits: Limits,
+    accounts: Accounts,
     model: SetOnce<Arc<Model>>,
     draining: AtomicBool,
     metrics: Metrics,
@@ -112,7 +121,7 @@ impl AppState {
         Self(Arc::new(Inner {
             config,
             gate,
-            limits: Limits::default(),
+            accounts: Accounts::default(),
             model: SetOnce::new(),
             draining: AtomicBool::new(false),
             metrics: Metrics::default(),
@@ -175,15 +184,16 @@ impl AppState {
 
     /// What keys may use that have no limits of their own; counts from the next request on.
     pub fn set_default_limits(&self, defaults: DefaultLimits) {
-        self.0.limits.set_defaults(defaults);
+        self.0.accounts.set_defaults(defaults);
     }
 
     /// What keys have used of what they may.
-    pub(crate) fn limits(&self) -> &Limits {
-        &self.0.limits
+    pub(crate) fn accounts(&self) -> &Accounts {
+        &self.0.accounts
     }
 
-    pub(crate) fn metrics(&self) -> &Metrics {
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
         &self.0.metrics
     }
 
@@ -285,6 +295,7 @@ fn layered(router: Router<AppState>, state: AppState) -> Router {
         .layer(middleware::from_fn(shape_rejections))
         .layer(CatchPanicLayer::custom(|_| panicked()))
         .layer(cors(&state.config().cors_origins))
+        .layer(middleware::from_fn_with_state(state.clone(), guard::guard))
         .layer(middleware::from_fn_with_state(state.clone(), observe::track))
         .with_state(state)
 }
@@ -317,9 +328,11 @@ fn cors(origins: &[String]) -> CorsLayer {
     }
     CorsLayer::new()
         .allow_origin(allowed)
-        .allow_methods([Method::GET, Method::POST, Method::DELETE])
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(ExposeHeaders::list(exposed))
+        // An allowed page may be on the Internet and this server not: browsers that ask are told so.
+        .allow_private_network(AllowPrivateNetwork::yes())
         .max_age(Duration::from_secs(600))
 }
 
@@ -339,18 +352,8 @@ fn is_loopback(origin: &HeaderValue) -> bool {
         }
         _ => authority,
     };
-    match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
-        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok_and(|ip| ip.is_loopback()),
-        None => {
-            host == "localhost"
-                || host.ends_with(".localhost")
-                || host.parse::<std::net::Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
-        }
-    }
+    guard::is_loopback(host)
 }
-
-/// How long finished answers may take to reach slow clients at the end.
-const FLUSH: Duration = Duration::from_secs(10);
 
 /// Serves until `shutdown` is ready, then refuses new work, finishes what was taken while `/health` says
 /// `draining`, and returns.
@@ -362,35 +365,18 @@ pub async fn serve(
     state: AppState,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    let (drained, mut flush) = tokio::sync::oneshot::channel::<()>();
-    let graceful = {
-        let state = state.clone();
-        async move {
-            tokio::select! {
-                () = shutdown => {}
-                words = state.failed(), if state.config().exit_on_failure => {
-                    tracing::error!("{words}: ending, once the answers are delivered");
-                }
+    let end = async {
+        tokio::select! {
+            () = shutdown => {}
+            words = state.failed(), if state.config().exit_on_failure => {
+                tracing::error!("{words}: ending, once the answers are delivered");
             }
-            state.drain();
-            state.idle().await;
-            let _ = drained.send(());
         }
+        state.drain();
+        state.idle().await;
     };
-    // Tokens are small and each is wanted at once.
-    let listener = listener.tap_io(|tcp| {
-        let _ = tcp.set_nodelay(true);
-    });
-    let service = app(state.clone()).into_make_service_with_connect_info::<SocketAddr>();
-    let server = axum::serve(listener, service).with_graceful_shutdown(graceful);
-    tokio::select! {
-        result = server.into_future() => result?,
-        () = async {
-            // An error means that the server itself has returned, and with it the other arm.
-            let _ = (&mut flush).await;
-            tokio::time::sleep(FLUSH).await;
-        } => {}
-    }
+    let ServerConfig { limits, tls, .. } = state.config();
+    transport::serve(listener, app(state.clone()), limits.clone(), tls.clone(), end).await?;
     if let Some(store) = state.gate().store()
         && let Err(error) = store.flush().await
     {

@@ -4,6 +4,8 @@
 //! `ctx-size`. A flag wins over the environment, the environment over the file. One parser a setting
 //! serves all three, so that they allow the same values and refuse with the same words.
 
+#[cfg(feature = "server")]
+mod reload;
 mod values;
 
 use std::{
@@ -13,11 +15,15 @@ use std::{
 
 use m40llm::auth::{SigningSecret, vault::VaultConfig};
 use m40llm_engine::{BackendChoice, DeviceId, EngineConfig, KvType, text::PromptFormat};
+use tracing::level_filters::LevelFilter;
 
-pub(crate) use values::{Addr, addr, prompt_format};
+#[cfg(feature = "server")]
+pub(crate) use reload::{Reloaded, Reloader};
+pub(crate) use values::{Addr, LogFormat, OtlpEndpoint, addr, pem_file, prompt_format};
 use values::{
-    Backend, OnDeviceFailure, Origins, backend, boolean, cors_origins, ctx_size, device, kv_type, max_batch,
-    max_queue, model_alias, on_device_failure, state_dir, threads, trace_file,
+    Backend, OnDeviceFailure, Origins, backend, boolean, cors_origins, ctx_size, device, kv_type, log_format,
+    log_level, max_batch, max_connections, max_queue, model_alias, on_device_failure, otlp_endpoint,
+    state_dir, threads, trace_file,
 };
 
 /// The command line or the configuration is wrong: exit code 2. One line.
@@ -26,7 +32,7 @@ use values::{
 pub(crate) struct ConfigError(pub String);
 
 /// Flags of every command that loads a model.
-#[derive(Debug, Default, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct ModelArgs {
     /// Where the model runs; auto takes a CUDA device where there is one, else the CPU [default: auto]
     #[arg(long, value_name = "auto|cuda|cpu", value_parser = backend)]
@@ -51,6 +57,10 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           value_parser = boolean)]
     cuda_graphs: Option<bool>,
+    /// Read prompts on a CUDA device with cuBLAS, loaded now, instead of our own kernels [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          value_parser = boolean)]
+    enable_cublas: Option<bool>,
     /// Time every kernel on a CUDA device: at the end a table on stderr, and a Chrome trace in this file
     #[arg(long, value_name = "FILE.json", value_parser = trace_file)]
     trace_kernels: Option<PathBuf>,
@@ -61,7 +71,7 @@ pub(crate) struct ModelArgs {
 
 /// Flags of `run`.
 #[cfg_attr(not(feature = "server"), allow(dead_code, reason = "run needs the server"))]
-#[derive(Debug, Default, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct ServeArgs {
     /// Address to listen on [default: 127.0.0.1:58439]
     #[arg(long, value_name = "HOST:PORT", value_parser = addr)]
@@ -96,6 +106,25 @@ pub(crate) struct ServeArgs {
     /// Once the device has failed: exit, with code 1, or stay and refuse requests [default: exit]
     #[arg(long, value_name = "exit|stay", value_parser = on_device_failure)]
     on_device_failure: Option<OnDeviceFailure>,
+    /// Serve https with this certificate chain (PEM, read again when it changes); needs --tls-key
+    #[arg(long, value_name = "FILE.pem", value_parser = pem_file)]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM)
+    #[arg(long, value_name = "FILE.pem", value_parser = pem_file)]
+    tls_key: Option<PathBuf>,
+    /// Most connections at once; further ones wait [default: 4096, as far as file descriptors allow]
+    #[arg(long, value_name = "N", value_parser = max_connections)]
+    max_connections: Option<usize>,
+    /// How log lines are written: text, or json, an object a line [default: text]
+    #[arg(long, value_name = "text|json", value_parser = log_format)]
+    log_format: Option<LogFormat>,
+    /// What is logged: error, warn, info, debug or trace [default: info]
+    #[arg(long, value_name = "LEVEL", value_parser = log_level)]
+    log_level: Option<LevelFilter>,
+    /// Send spans to this OpenTelemetry collector, by OTLP over HTTP; also OTEL_EXPORTER_OTLP_ENDPOINT
+    /// [default: to none]
+    #[arg(long, value_name = "http://HOST:PORT", value_parser = otlp_endpoint)]
+    otlp_endpoint: Option<OtlpEndpoint>,
     #[command(flatten)]
     model: ModelArgs,
 }
@@ -131,6 +160,16 @@ pub(crate) struct ServeConfig {
     pub private_docs: bool,
     /// End the process once the device has failed.
     pub exit_on_failure: bool,
+    /// Certificate and key; without, plain HTTP.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// Most connections at once, when said.
+    pub max_connections: Option<usize>,
+    /// The form of log lines.
+    pub log_format: LogFormat,
+    /// What is logged.
+    pub log_level: LevelFilter,
+    /// The collector of spans.
+    pub otlp_endpoint: Option<OtlpEndpoint>,
 }
 
 impl ModelArgs {
@@ -171,6 +210,7 @@ impl ModelArgs {
             cuda_graphs: layers
                 .pick(self.cuda_graphs, "cuda-graphs", boolean)?
                 .unwrap_or(defaults.cuda_graphs),
+            cublas: layers.pick(self.enable_cublas, "enable-cublas", boolean)?.unwrap_or(defaults.cublas),
             ..defaults
         };
         let trace_file = layers.pick(self.trace_kernels, "trace-kernels", trace_file)?;
@@ -180,12 +220,6 @@ impl ModelArgs {
 
 #[cfg_attr(not(feature = "server"), allow(dead_code, reason = "run needs the server"))]
 impl ServeArgs {
-    /// All layers taken together.
-    pub(crate) fn resolve(self) -> Result<ServeConfig, ConfigError> {
-        let layers = Layers::read(self.model.config.as_deref())?;
-        self.resolve_in(&layers)
-    }
-
     fn resolve_in(self, layers: &Layers) -> Result<ServeConfig, ConfigError> {
         let mut model = self.model.resolve_in(layers)?;
         if let Some(n) = layers.pick(self.max_batch, "max-batch", max_batch)? {
@@ -194,6 +228,18 @@ impl ServeArgs {
         if let Some(n) = layers.pick(self.max_queue, "max-queue", max_queue)? {
             model.engine.max_queue = n;
         }
+        let cert = layers.pick(self.tls_cert, "tls-cert", pem_file)?;
+        let key = layers.pick(self.tls_key, "tls-key", pem_file)?;
+        let tls = match (cert, key) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            (Some(_), None) => {
+                return Err(ConfigError("tls-cert is set and tls-key is not: set both".into()));
+            }
+            (None, Some(_)) => {
+                return Err(ConfigError("tls-key is set and tls-cert is not: set both".into()));
+            }
+        };
         let no_auth = layers.pick(self.no_auth, "no-auth", boolean)?.unwrap_or(false);
         let vault = if no_auth { None } else { Some(layers.vault(self.state_dir)?) };
         Ok(ServeConfig {
@@ -210,6 +256,16 @@ impl ServeArgs {
                 .pick(self.on_device_failure, "on-device-failure", on_device_failure)?
                 .unwrap_or_default()
                 == OnDeviceFailure::Exit,
+            tls,
+            max_connections: layers.pick(self.max_connections, "max-connections", max_connections)?,
+            log_format: layers.pick(self.log_format, "log-format", log_format)?.unwrap_or_default(),
+            log_level: layers.pick(self.log_level, "log-level", log_level)?.unwrap_or(LevelFilter::INFO),
+            otlp_endpoint: layers.pick_also(
+                self.otlp_endpoint,
+                "otlp-endpoint",
+                Some("OTEL_EXPORTER_OTLP_ENDPOINT"),
+                otlp_endpoint,
+            )?,
         })
     }
 }
@@ -238,6 +294,13 @@ pub(crate) fn health_addr(flag: Option<Addr>) -> Result<Addr, ConfigError> {
     Ok(layers.pick(flag, "addr", addr)?.unwrap_or_default())
 }
 
+/// The certificate that `health` expects: its flag, else `M40LLM_TLS_CERT`.
+#[cfg_attr(not(feature = "server"), allow(dead_code, reason = "TLS comes with the server"))]
+pub(crate) fn health_cert(flag: Option<PathBuf>) -> Result<Option<PathBuf>, ConfigError> {
+    let layers = Layers { env: Box::new(environment), file: None };
+    layers.pick(flag, "tls-cert", pem_file)
+}
+
 /// How a setting is written in TOML.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -264,6 +327,7 @@ const KEYS: &[Key] = &[
     Key("threads", Kind::Number, |s| threads(s).map(drop)),
     Key("kv-type", Kind::Text, |s| kv_type(s).map(drop)),
     Key("cuda-graphs", Kind::Truth, |s| boolean(s).map(drop)),
+    Key("enable-cublas", Kind::Truth, |s| boolean(s).map(drop)),
     Key("trace-kernels", Kind::Text, |s| trace_file(s).map(drop)),
     Key("prompt-format", Kind::Text, |s| prompt_format(s).map(drop)),
     Key("cors-origins", Kind::Text, |s| cors_origins(s).map(drop)),
@@ -271,6 +335,12 @@ const KEYS: &[Key] = &[
     Key("private-docs", Kind::Truth, |s| boolean(s).map(drop)),
     Key("no-auth", Kind::Truth, |s| boolean(s).map(drop)),
     Key("on-device-failure", Kind::Text, |s| on_device_failure(s).map(drop)),
+    Key("tls-cert", Kind::Text, |s| pem_file(s).map(drop)),
+    Key("tls-key", Kind::Text, |s| pem_file(s).map(drop)),
+    Key("max-connections", Kind::Number, |s| max_connections(s).map(drop)),
+    Key("log-format", Kind::Text, |s| log_format(s).map(drop)),
+    Key("log-level", Kind::Text, |s| log_level(s).map(drop)),
+    Key("otlp-endpoint", Kind::Text, |s| otlp_endpoint(s).map(drop)),
 ];
 
 /// A variable's value by its name.
@@ -279,9 +349,11 @@ type Environment = Box<dyn Fn(&str) -> Option<OsString>>;
 /// The layers under the flags.
 struct Layers {
     env: Environment,
-    /// The file's keys and values, checked, as their parsers read them.
-    file: Option<Vec<(&'static str, String)>>,
+    file: Option<Values>,
 }
+
+/// A file's keys and values, checked, as their parsers read them.
+type Values = Vec<(&'static str, String)>;
 
 #[expect(clippy::disallowed_methods, reason = "this is the place where the environment is read")]
 fn environment(name: &str) -> Option<OsString> {
@@ -307,11 +379,23 @@ impl Layers {
         key: &str,
         parse: fn(&str) -> Result<T, String>,
     ) -> Result<Option<T>, ConfigError> {
+        self.pick_also(flag, key, None, parse)
+    }
+
+    /// As [`Layers::pick`], where other programs read the variable `also` for the same.
+    fn pick_also<T>(
+        &self,
+        flag: Option<T>,
+        key: &str,
+        also: Option<&str>,
+        parse: fn(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, ConfigError> {
         if flag.is_some() {
             return Ok(flag);
         }
         let variable = format!("M40LLM_{}", key.to_uppercase().replace('-', "_"));
-        if let Some(value) = (self.env)(&variable).filter(|v| !v.is_empty()) {
+        for variable in [Some(variable.as_str()), also].into_iter().flatten() {
+            let Some(value) = (self.env)(variable).filter(|v| !v.is_empty()) else { continue };
             let Some(value) = value.to_str() else {
                 return Err(ConfigError(format!("the environment variable {variable} is not UTF-8")));
             };
@@ -358,7 +442,7 @@ impl Layers {
 }
 
 /// Reads and checks a whole TOML file: a wrong line is an error even where a flag overrides it.
-fn read_file(path: &Path) -> Result<Vec<(&'static str, String)>, ConfigError> {
+fn read_file(path: &Path) -> Result<Values, ConfigError> {
     let file = path.display();
     let text = std::fs::read_to_string(path)
         .map_err(|e| ConfigError(format!("cannot read the configuration file {file}: {e}")))?;
@@ -450,6 +534,23 @@ mod tests {
         assert!(vault.signing_secret.is_none() && !config.private_docs);
         assert!(config.model.asked_device.is_empty());
         assert!(config.exit_on_failure);
+        assert_eq!((config.log_format, config.log_level), (LogFormat::Text, LevelFilter::INFO));
+        assert_eq!(config.otlp_endpoint, None);
+    }
+
+    #[test]
+    fn the_collectors_usual_variable_stands_between_ours_and_the_file() {
+        const TOML: &str = "otlp-endpoint = \"http://file:1\"";
+        const USUAL: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://usual:1");
+        let chosen = |env| {
+            let config = serve(ServeArgs::default(), env, TOML).expect("a configuration");
+            config.otlp_endpoint.expect("an endpoint").authority
+        };
+        assert_eq!(chosen(&[]), "file:1");
+        assert_eq!(chosen(&[USUAL]), "usual:1");
+        assert_eq!(chosen(&[USUAL, ("M40LLM_OTLP_ENDPOINT", "http://ours:1")]), "ours:1");
+        let error = serve(ServeArgs::default(), &[("OTEL_EXPORTER_OTLP_ENDPOINT", "grpc://a:1")], "");
+        assert!(error.expect_err("grpc").0.contains("OTEL_EXPORTER_OTLP_ENDPOINT is \"grpc://a:1\""));
     }
 
     #[test]
@@ -508,11 +609,24 @@ mod tests {
     #[test]
     fn a_bad_signing_secret_is_refused_and_not_shown() {
         const LONG: (&str, &str) = ("M40LLM_SIGNING_SECRET", "0123456789abcdef0123456789abcdef");
-        let error = serve(ServeArgs::default(), &[HOME, ("M40LLM_SIGNING_SECRET", "hunter2")], "").expect_err("short");
+        let error = serve(ServeArgs::default(), &[HOME, ("M40LLM_SIGNING_SECRET", "hunter2")], "")
+            .expect_err("short");
         assert!(error.0.contains("M40LLM_SIGNING_SECRET") && error.0.contains("32"), "{error}");
         assert!(!error.0.contains("hunter2"), "{error}");
         let config = serve(ServeArgs::default(), &[HOME, LONG], "").expect("a configuration");
         assert!(!format!("{config:?}").contains("0123456789abcdef"));
+    }
+
+    #[test]
+    fn certificate_and_key_come_together() {
+        let both = "tls-cert = \"c.pem\"\ntls-key = \"k.pem\"";
+        let tls = serve(ServeArgs::default(), &[HOME], both).expect("a configuration").tls;
+        assert_eq!(tls, Some(("c.pem".into(), "k.pem".into())));
+        for (given, missing) in [("tls-cert", "tls-key is not"), ("tls-key", "tls-cert is not")] {
+            let toml = format!("{given} = \"x.pem\"");
+            let error = serve(ServeArgs::default(), &[], &toml).expect_err(given).0;
+            assert!(error.starts_with(given) && error.contains(missing), "{error}");
+        }
     }
 
     #[test]
@@ -531,10 +645,15 @@ mod tests {
             ("device = true", &["\"device\"", "m40llm.toml", "a string in quotes"]),
             ("backend = \"gpu\"", &["\"backend\"", "m40llm.toml", "auto, cuda, cpu"]),
             ("on-device-failure = \"hang\"", &["\"on-device-failure\"", "exit, stay"]),
+            ("log-format = \"xml\"", &["\"log-format\"", "text, json"]),
+            ("log-level = \"loud\"", &["\"log-level\"", "error, warn, info, debug, trace"]),
+            ("otlp-endpoint = \"https://a:4318\"", &["\"otlp-endpoint\"", "http://127.0.0.1:4318"]),
             ("no-auth = 1", &["\"no-auth\"", "m40llm.toml", "true and false"]),
             ("cors-origins = \"https://a/b\"", &["\"cors-origins\"", "https://app.example"]),
             ("addr = \"localhost\"", &["\"addr\"", "m40llm.toml", "HOST:PORT"]),
             ("[server]\naddr = \"x\"", &["\"server\"", "m40llm.toml"]),
+            ("max-connections = 0", &["\"max-connections\"", "from 1 to 1048576"]),
+            ("tls-cert = \"\"", &["\"tls-cert\"", "PEM file"]),
             ("threads 2", &["m40llm.toml", "line 1"]),
         ] {
             let error = layers(&[], toml).err().expect(toml).0;

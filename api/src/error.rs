@@ -55,6 +55,9 @@ pub(crate) struct Shaped;
 
 /// Beside `Retry-After`, and finer; the SDKs prefer it.
 pub(crate) const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+/// An error response's code, or its type where it has none: what logs call it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ErrorName(pub(crate) &'static str);
 
 /// `false` keeps the SDKs from trying again.
 pub(crate) const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -104,6 +107,24 @@ impl ApiError {
         error.detail.message =
             format!("The model `{}` does not exist here, or this key may not use it.", shorten(asked));
         error
+    }
+
+    /// 403 for a request that names another machine; see [`crate::transport`].
+    pub fn foreign_host(host: &str) -> Self {
+        let message = format!(
+            "The Host {host:?} is not this machine: without API keys this server answers to localhost and its own \
+             address only, so that pages of other sites cannot use it. Create a key (`m40llm keys create`), or let \
+             everybody in with --no-auth."
+        );
+        let mut error = Self::new(StatusCode::FORBIDDEN, "permission_error", message);
+        error.detail.code = Some("host_not_allowed");
+        error
+    }
+
+    /// 408: the body stopped coming; the connection is over.
+    pub fn body_timeout() -> Self {
+        let message = "The body came too slowly; send it in one go.";
+        Self::new(StatusCode::REQUEST_TIMEOUT, INVALID, message)
     }
 
     /// 503: try again in a while.
@@ -240,7 +261,12 @@ impl IntoResponse for ApiError {
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        if self.status == StatusCode::REQUEST_TIMEOUT {
+            // What is left of the request would be taken for the next one.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         response.extensions_mut().insert(Shaped);
+        response.extensions_mut().insert(ErrorName(self.detail.code.unwrap_or(self.detail.r#type)));
         response
     }
 }

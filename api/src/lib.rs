@@ -14,6 +14,7 @@
 //! | [`stream`] | engine events to one answer, server-sent events or NDJSON |
 //! | [`error`] | the one error and its HTTP form |
 //! | [`observe`] | request ids, logs, metrics |
+//! | [`transport`] | connections: TLS, time limits, security headers |
 
 #![forbid(unsafe_code)]
 
@@ -32,6 +33,8 @@ pub mod openai;
 mod routes;
 #[cfg(feature = "server")]
 pub mod stream;
+#[cfg(feature = "server")]
+pub mod transport;
 #[cfg(feature = "server")]
 pub mod validate;
 

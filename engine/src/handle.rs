@@ -7,6 +7,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
+    time::Instant,
 };
 
 use tokio::sync::mpsc;
@@ -28,6 +29,7 @@ use crate::{
     request::{Event, GenerateRequest},
     sched::Limits,
     source::{self, Inbox},
+    spans::{Timings, Trace},
     text::{self, Tokenizer},
     worker::{self, Job, Shared},
 };
@@ -46,6 +48,7 @@ pub struct LoadProgress {
 pub struct Generation {
     events: mpsc::UnboundedReceiver<Event>,
     meter: Arc<Meter>,
+    timings: Timings,
     shared: Arc<Shared>,
 }
 
@@ -71,6 +74,11 @@ impl Generation {
     /// As [`Generation::next`], for callers without a runtime.
     pub fn blocking_next(&mut self) -> Option<Event> {
         self.events.blocking_recv()
+    }
+
+    /// When its work began; goes on telling it after the generation is dropped.
+    pub fn timings(&self) -> Timings {
+        self.timings.clone()
     }
 }
 
@@ -162,7 +170,11 @@ impl Engine {
             config.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
         #[cfg(feature = "cuda")]
         if let Some(device) = cuda::device::chosen(&config.backend)? {
-            let options = CudaOptions { graphs: config.cuda_graphs, trace: config.trace.clone() };
+            let options = CudaOptions {
+                graphs: config.cuda_graphs,
+                cublas: config.cublas,
+                trace: config.trace.clone(),
+            };
             return Self::start(source, config, CudaBackend::new(device, options)?, progress);
         }
         match config.backend {
@@ -219,17 +231,22 @@ impl Engine {
         capacity.kv_blocks = plan.kv_blocks;
 
         let total = described.size_bytes;
+        let start = Instant::now();
+        let mut load_time = None;
         let weights = match tensors {
             Tensors::Random(named, mixture) => Weights::random(named, mixture, &mut backend)?,
             Tensors::File(file) => {
-                Weights::load(&file, &model.architecture, &model.shape, &mut backend, &mut |done| {
-                    progress(LoadProgress { done, total });
-                })?
+                let weights =
+                    Weights::load(&file, &model.architecture, &model.shape, &mut backend, &mut |done| {
+                        progress(LoadProgress { done, total });
+                    })?;
+                load_time = backend.copies_weights().then(|| start.elapsed());
+                weights
             }
         };
         backend.allocate(&model.shape, &capacity)?;
 
-        let info = ModelInfo::new(described, &model, &plan, &backend);
+        let info = ModelInfo::new(described, &model, &plan, &backend, load_time);
         let decoder = Decoder::new(backend, weights);
         let text = Arc::clone(&tokenizer);
         Self::over(info, metadata, tokenizer, config, move |inbox, shared| {
@@ -308,11 +325,19 @@ impl Engine {
             .ok_or(SubmitError::QueueFull(inner.max_active - inner.max_batch))?;
         let (sender, events) = mpsc::unbounded_channel();
         let meter = Arc::new(Meter::default());
-        let job =
-            Job { request, ctx_size: inner.info.ctx_size, events: sender, meter: Arc::clone(&meter), place };
+        let trace = Trace::begin();
+        let timings = trace.timings();
+        let job = Job {
+            request,
+            ctx_size: inner.info.ctx_size,
+            events: sender,
+            meter: Arc::clone(&meter),
+            place,
+            trace,
+        };
         inner.jobs.send(job).map_err(|_| SubmitError::Stopped("its worker thread is gone".into()))?;
         inner.shared.bell.ring();
-        Ok(Generation { events, meter, shared: Arc::clone(&inner.shared) })
+        Ok(Generation { events, meter, timings, shared: Arc::clone(&inner.shared) })
     }
 
     fn check(&self, request: &GenerateRequest) -> Result<(), SubmitError> {

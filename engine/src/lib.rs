@@ -15,6 +15,7 @@
 //! | [`sampling`] | logits and parameters to a token |
 //! | [`handle`], `worker` | the public handle and the thread behind it |
 //! | [`source`] | a thread of the caller's in the worker's place, for tests and benchmarks |
+//! | `spans` | a request's timings, and its spans for whoever traces |
 //! | [`ffi`] | the same for C: `m40llm_*`, `include/m40llm.h` |
 //!
 //! Knows nothing of HTTP or of anybody's JSON.
@@ -34,6 +35,7 @@ pub mod request;
 pub mod sampling;
 pub mod sched;
 pub mod source;
+mod spans;
 pub mod text;
 pub mod trace;
 mod worker;
@@ -46,3 +48,4 @@ pub use info::ModelInfo;
 pub use meter::Meter;
 pub use request::{Allowance, Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage};
 pub use sampling::SamplingParams;
+pub use spans::Timings;

@@ -65,7 +65,8 @@ impl Submitted {
 
 impl From<Job> for Submitted {
     fn from(job: Job) -> Self {
-        let Job { mut request, ctx_size, events, meter, place } = job;
+        let Job { mut request, ctx_size, events, meter, place, mut trace } = job;
+        trace.scheduled(request.prompt.len());
         request.max_tokens.get_or_insert(ctx_size - request.prompt.len());
         Self { request, events, meter, _place: place }
     }
@@ -133,6 +134,7 @@ pub(crate) fn info(ctx_size: usize, vocab_size: usize) -> ModelInfo {
         notices: Vec::new(),
         kv_tokens: 0,
         kv_bytes: 0,
+        load_time: None,
     }
 }
 

@@ -18,6 +18,7 @@ use crate::{
     request::{Allowance, Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage},
     sampling::{Sampler, log_softmax_of, top_logprobs},
     sched::{Batch, Limits, Planned, Scheduler, SequenceId},
+    spans::Trace,
     text::{Detokenizer, StopMatcher, StopOutcome, Tokenizer},
 };
 
@@ -28,6 +29,7 @@ pub(crate) struct Job {
     pub(crate) events: UnboundedSender<Event>,
     pub(crate) meter: Arc<Meter>,
     pub(crate) place: Place,
+    pub(crate) trace: Trace,
 }
 
 /// What the worker lets others see.
@@ -163,6 +165,7 @@ impl<B: Backend> Worker<'_, B> {
         self.running.retain(|&id, request| {
             let keep = !request.events.is_closed();
             if !keep {
+                request.trace.cancelled();
                 scheduler.remove(id);
             }
             keep
@@ -197,7 +200,8 @@ impl<B: Backend> Worker<'_, B> {
         self.needs.clear();
         self.needs.resize(batch.logit_rows.len(), Need::All);
         for plan in planned {
-            if let Some(request) = self.running.get(&plan.id) {
+            if let Some(request) = self.running.get_mut(&plan.id) {
+                request.trace.scheduled(request.prompt.len());
                 self.needs[plan.first_row..plan.first_row + plan.rows].fill(request.need());
             }
         }
@@ -243,6 +247,7 @@ impl<B: Backend> Worker<'_, B> {
     fn fail(&mut self, id: SequenceId, error: &EngineError) {
         self.scheduler.remove(id);
         if let Some(request) = self.running.remove(&id) {
+            request.trace.failed(error);
             request.emit(Event::Failed(error.clone()));
         }
     }
@@ -298,6 +303,7 @@ struct Running {
     paused: bool,
     events: UnboundedSender<Event>,
     meter: Arc<Meter>,
+    trace: Trace,
     _place: Place,
 }
 
@@ -311,7 +317,7 @@ impl Drop for Running {
 
 impl Running {
     fn new(job: Job) -> Self {
-        let Job { request, ctx_size, events, meter, place } = job;
+        let Job { request, ctx_size, events, meter, place, trace } = job;
         Self {
             max_tokens: request.max_tokens.unwrap_or(usize::MAX).min(ctx_size - request.prompt.len()),
             ignore_eos: request.ignore_eos,
@@ -327,6 +333,7 @@ impl Running {
             prompt: request.prompt,
             events,
             meter,
+            trace,
             _place: place,
         }
     }
@@ -370,6 +377,9 @@ impl Running {
         self.generated += 1;
         self.drawn = false;
         self.meter.generated(self.generated);
+        if self.generated == 1 {
+            self.trace.first_token();
+        }
         if !self.ignore_eos && tokenizer.is_end_of_generation(token) {
             return self.finish(FinishReason::Stop);
         }
@@ -421,6 +431,7 @@ impl Running {
     fn end(&self, reason: FinishReason) -> Progress {
         let prompt_tokens = self.prompt.len();
         let usage = Usage { prompt_tokens, cached_tokens: 0, completion_tokens: self.generated };
+        self.trace.done(reason, usage);
         self.emit(Event::Done { reason, usage });
         Progress::Ended
     }

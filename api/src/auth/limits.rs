@@ -75,30 +75,30 @@ impl DefaultLimits {
 
 /// The accounts of all keys.
 #[derive(Debug)]
-pub(crate) struct Limits {
+pub(crate) struct Accounts {
     clock: Clock,
     defaults: RwLock<DefaultLimits>,
-    /// By key id; as many as there are keys at most.
-    accounts: Mutex<HashMap<String, Arc<Account>>>,
+    /// By the key's id; as many as there are keys at most.
+    by_key: Mutex<HashMap<String, Arc<Account>>>,
 }
 
-impl Default for Limits {
+impl Default for Accounts {
     fn default() -> Self {
-        Self { clock: Clock::Real(Instant::now()), defaults: RwLock::default(), accounts: Mutex::default() }
+        Self { clock: Clock::Real(Instant::now()), defaults: RwLock::default(), by_key: Mutex::default() }
     }
 }
 
-impl Limits {
+impl Accounts {
     /// Other defaults from now on; each account takes them over when it is asked next.
     pub(crate) fn set_defaults(&self, defaults: DefaultLimits) {
         *self.defaults.write().unwrap_or_else(PoisonError::into_inner) = defaults;
     }
 
     /// The key's account, by the limits that it has now; `None` when it never had any.
-    pub(crate) fn account(&self, key: &Key) -> Option<Arc<Account>> {
+    pub(crate) fn of(&self, key: &Key) -> Option<Arc<Account>> {
         let defaults = *self.defaults.read().unwrap_or_else(PoisonError::into_inner);
         let limits = defaults.under(&key.limits);
-        let mut accounts = lock(&self.accounts);
+        let mut accounts = lock(&self.by_key);
         if let Some(account) = accounts.get(&key.id) {
             account.update(&limits);
             return Some(Arc::clone(account));

@@ -15,7 +15,12 @@ use axum::{
 };
 
 use super::{Key, KeyLimits, Priority, Scope, Status, Store, failures::Failures, now, token::Refusal};
-use crate::{app::AppState, error::ApiError, routes::body};
+use crate::{
+    app::AppState,
+    error::ApiError,
+    observe::{Refusal as Reason, RequestLog},
+    routes::body,
+};
 
 /// Failed authentications that an address may have in ten seconds.
 pub const FAILURES_PER_10S: u32 = 100;
@@ -105,26 +110,35 @@ impl Gate {
         self.store.as_ref()
     }
 
-    /// The one who asks for `path`, or what they are told.
+    /// Whether requests need a key now.
+    pub fn asks_for_keys(&self) -> bool {
+        self.store.as_ref().is_some_and(Store::has_keys)
+    }
+
+    /// The one who asks for `path`, or what they are told, and why for the metrics.
     pub(crate) fn admit(
         &self,
         path: &str,
         headers: &HeaderMap,
         peer: Option<IpAddr>,
-    ) -> Result<Identity, ApiError> {
+    ) -> Result<Identity, (Reason, ApiError)> {
         let open = Identity::Open { peer };
         let (Some(store), Some(scope)) = (&self.store, self.needed(path)) else { return Ok(open) };
         if !store.has_keys() {
             // Keys are made by whoever may write the state directory: the first one on the command line.
-            return if scope == Scope::Admin { Err(ApiError::no_admin_key()) } else { Ok(open) };
+            if scope == Scope::Admin {
+                return Err((Reason::MissingKey, ApiError::no_admin_key()));
+            }
+            return Ok(open);
         }
-        let key =
-            authenticate(store, headers).map_err(|why| match self.failures.count(peer, Instant::now()) {
-                Ok(()) => ApiError::unauthorized(why),
-                Err(wait) => ApiError::too_many_failures(wait),
-            })?;
+        let key = authenticate(store, headers).map_err(|(reason, words)| {
+            match self.failures.count(peer, Instant::now()) {
+                Ok(()) => (reason, ApiError::unauthorized(words)),
+                Err(wait) => (Reason::FailedAuthentications, ApiError::too_many_failures(wait)),
+            }
+        })?;
         if !key.scopes.contains(&scope) {
-            return Err(ApiError::insufficient_scope(scope, &key.scopes));
+            return Err((Reason::InsufficientScope, ApiError::insufficient_scope(scope, &key.scopes)));
         }
         Ok(Identity::Key(key))
     }
@@ -146,22 +160,23 @@ impl Gate {
 
 const MISSING: &str = "This server asks for an API key: send the header `Authorization: Bearer sk-m40-…`, or \
     `x-api-key: sk-m40-…`. `m40llm keys create` makes one. A key in the URL is never looked at.";
-const INVALID: &str = "The API key is not valid.";
+const INVALID: (Reason, &str) = (Reason::InvalidKey, "The API key is not valid.");
+const EXPIRED: (Reason, &str) = (Reason::ExpiredKey, "The API key has expired.");
 
 /// The key of a request, or in words why there is none. What is told of a key beyond that it is not valid is
 /// told to those who hold one that was signed here.
-fn authenticate(store: &Store, headers: &HeaderMap) -> Result<Arc<Key>, &'static str> {
+fn authenticate(store: &Store, headers: &HeaderMap) -> Result<Arc<Key>, (Reason, &'static str)> {
     let text = presented(headers)?;
     let now = now();
     let (claims, key) = store.verify(text, now).map_err(|refusal| match refusal {
         Refusal::Invalid => INVALID,
-        Refusal::Expired => "The API key has expired.",
-        Refusal::NotYetValid => "The API key is not valid yet.",
+        Refusal::Expired => EXPIRED,
+        Refusal::NotYetValid => (Reason::ExpiredKey, "The API key is not valid yet."),
     })?;
     let key = key.ok_or(INVALID)?;
     match key.status(now) {
-        Status::Revoked => Err("The API key has been revoked."),
-        Status::Expired => Err("The API key has expired."),
+        Status::Revoked => Err((Reason::RevokedKey, "The API key has been revoked.")),
+        Status::Expired => Err(EXPIRED),
         // The token and the record were made together; a token that says otherwise is none of ours.
         Status::Active if key.scopes.iter().any(|&scope| !claims.has(scope)) => Err(INVALID),
         Status::Active => Ok(key),
@@ -170,27 +185,28 @@ fn authenticate(store: &Store, headers: &HeaderMap) -> Result<Arc<Key>, &'static
 
 /// The one text that claims to be a key. Two that differ are refused, as whoever stands between may have read
 /// the other one.
-fn presented(headers: &HeaderMap) -> Result<&str, &'static str> {
+fn presented(headers: &HeaderMap) -> Result<&str, (Reason, &'static str)> {
+    let refused = |words| (Reason::InvalidKey, words);
     let one = |name: &HeaderName| {
         let mut values = headers.get_all(name).iter();
         match (values.next(), values.next()) {
             (None, _) => Ok(None),
             (Some(value), None) => value.to_str().map(|v| Some(v.trim())).map_err(|_| INVALID),
-            (Some(_), Some(_)) => Err("The request carries the key's header twice; send it once."),
+            (Some(_), Some(_)) => Err(refused("The request carries the key's header twice; send it once.")),
         }
     };
     let bearer = match one(&header::AUTHORIZATION)? {
         None => None,
         Some(value) => match value.split_once(' ') {
             Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => Some(key.trim_start()),
-            _ => return Err("The Authorization header must be `Bearer` and the API key."),
+            _ => return Err(refused("The Authorization header must be `Bearer` and the API key.")),
         },
     };
     match (bearer, one(&X_API_KEY)?) {
-        (None, None) => Err(MISSING),
+        (None, None) => Err((Reason::MissingKey, MISSING)),
         (Some(key), None) | (None, Some(key)) => Ok(key),
         (Some(a), Some(b)) if a == b => Ok(a),
-        (Some(_), Some(_)) => Err("Authorization and x-api-key carry different keys; send one."),
+        (Some(_), Some(_)) => Err(refused("Authorization and x-api-key carry different keys; send one.")),
     }
 }
 
@@ -199,15 +215,19 @@ pub(crate) async fn guard(State(state): State<AppState>, mut request: Request, n
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
     match state.gate().admit(request.uri().path(), request.headers(), peer) {
         Ok(identity) => {
+            if let (Some(log), Some(id)) = (request.extensions().get::<RequestLog>(), identity.key_id()) {
+                log.set_key(id);
+            }
             request.extensions_mut().insert(identity.clone());
             let mut response = next.run(request).await;
-            if let Some(account) = identity.key().and_then(|key| state.limits().account(key)) {
+            if let Some(account) = identity.key().and_then(|key| state.accounts().of(key)) {
                 account.write(response.headers_mut());
             }
             response.extensions_mut().insert(identity);
             response
         }
-        Err(refusal) => {
+        Err((reason, refusal)) => {
+            state.metrics().count_refused(reason);
             body::abandon(request);
             refusal.into_response()
         }

@@ -33,7 +33,7 @@ impl Caller {
         if !identity.may_use(model) {
             return Err(ApiError::model_not_allowed(model));
         }
-        let account = identity.key().and_then(|key| state.limits().account(key));
+        let account = identity.key().and_then(|key| state.accounts().of(key));
         let entry = account.map(|account| account.enter()).transpose();
         Ok(Self { entry: entry.map_err(|refused| ApiError::limited(&refused))?, identity })
     }

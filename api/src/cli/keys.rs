@@ -235,8 +235,8 @@ fn totals_json(keys: &[Key], records: &[UsageRecord]) -> serde_json::Value {
 }
 
 fn table_of_days(keys: &[Key], records: &[UsageRecord]) -> String {
-    let mut out =
-        "id,name,day,model,requests,prompt_tokens,cached_tokens,completion_tokens,device_seconds\n".to_owned();
+    let mut out = "id,name,day,model,requests,prompt_tokens,cached_tokens,completion_tokens,device_seconds\n"
+        .to_owned();
     for record in records {
         let name = keys.iter().find(|key| key.id == record.key).map_or("", |key| &key.name);
         let DailyUsage {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use axum::{
     Json,
     extract::{Path, RawQuery, State},
-    http::{HeaderValue, StatusCode, header},
+    http::StatusCode,
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
@@ -15,8 +15,9 @@ use super::{body::JsonBody, failures, usage::days};
 use crate::{
     app::AppState,
     auth::{
-        KeyLimits, NewKey, Priority, Scope, Store, key, now,
+        KeyLimits, NewKey, Priority, Scope, Store, key,
         ledger::{UsageFilter, UsageRecord},
+        now,
         view::{CreatedKey, DailyUsage, KeyInfo},
     },
     error::ApiError,
@@ -111,7 +112,8 @@ impl CreateKey {
         let limit = |name: &str, value: Option<i64>| {
             let checked = value.map(|n| u32::try_from(n).ok().filter(|&n| n > 0).ok_or(n)).transpose();
             checked.map_err(|n| {
-                let allowed = format!("{n} is out of range; it must be a whole number from 1 to {}", u32::MAX);
+                let allowed =
+                    format!("{n} is out of range; it must be a whole number from 1 to {}", u32::MAX);
                 ApiError::invalid(name, allowed)
             })
         };
@@ -156,12 +158,8 @@ pub(super) async fn create(
     let (key, text) = made.map_err(|e| ApiError::auth(&e))?;
     tracing::info!(key = key.id, "a key was made over HTTP");
     let created = CreatedKey { key: text, info: KeyInfo::of(&key, now()) };
-    Ok((StatusCode::CREATED, NOT_KEPT, Json(created)).into_response())
+    Ok((StatusCode::CREATED, Json(created)).into_response())
 }
-
-/// Nobody between here and the caller keeps a copy.
-const NOT_KEPT: [(header::HeaderName, HeaderValue); 1] =
-    [(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
 
 /// Take a key back, for ever.
 ///

@@ -15,6 +15,7 @@ use crate::{
     app::AppState,
     auth::ticket::Caller,
     error::{ApiError, shorten},
+    transport,
 };
 
 /// A request's JSON body.
@@ -41,6 +42,7 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
         let bytes = match Limited::new(body, MAX_BODY_BYTES).collect().await {
             Ok(body) => body.to_bytes(),
             Err(error) if error.is::<LengthLimitError>() => return Err(ApiError::too_large()),
+            Err(error) if transport::is_stalled(&*error) => return Err(ApiError::body_timeout()),
             Err(_) => {
                 return Err(ApiError::request(StatusCode::BAD_REQUEST, "The body broke off before its end."));
             }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::State,
     response::{IntoResponse, Response},
 };
@@ -18,6 +18,7 @@ use crate::{
     app::{AppState, Model},
     error::ApiError,
     logprobs,
+    observe::RequestLog,
     openai::{
         Usage,
         chat::{
@@ -47,6 +48,7 @@ use crate::{
 )]
 pub(super) async fn create(
     State(state): State<AppState>,
+    Extension(log): Extension<RequestLog>,
     Work { caller, value, bytes }: Work<ChatRequest>,
 ) -> Result<Response, ApiError> {
     let model = state.admit(value.model.as_deref())?;
@@ -55,7 +57,7 @@ pub(super) async fn create(
         beside(bytes, move || validate::chat(value, &model, state.config())).await?
     };
     let n = job.requests.len();
-    let sequences = Sequences::submit(&state, caller, &model, job.requests, n, "messages")?;
+    let sequences = Sequences::submit(&state, caller, &log, &model, job.requests, n, "messages")?;
     let head = Head::new("chatcmpl", &state, &model);
     if job.stream {
         let wire = Chunks { head, n, model, include_usage: job.include_usage, logprobs: job.logprobs };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::State,
     response::{IntoResponse, Response},
 };
@@ -18,6 +18,7 @@ use crate::{
     app::{AppState, Model},
     error::ApiError,
     logprobs::{self, Offsets},
+    observe::RequestLog,
     openai::{
         Usage,
         completions::{Completion, CompletionChoice, CompletionLogprobs, CompletionRequest},
@@ -45,6 +46,7 @@ use crate::{
 )]
 pub(super) async fn create(
     State(state): State<AppState>,
+    Extension(log): Extension<RequestLog>,
     Work { caller, value, bytes }: Work<CompletionRequest>,
 ) -> Result<Response, ApiError> {
     let model = state.admit(value.model.as_deref())?;
@@ -53,7 +55,7 @@ pub(super) async fn create(
         beside(bytes, move || validate::completions(value, &model, most)).await?
     };
     let requests = std::mem::take(&mut job.requests);
-    let sequences = Sequences::submit(&state, caller, &model, requests, job.best_of, "prompt")?;
+    let sequences = Sequences::submit(&state, caller, &log, &model, requests, job.best_of, "prompt")?;
     let head = Head::new("cmpl", &state, &model);
     if job.stream {
         return respond(sequences, Pieces::new(head, model, &job), Framing::Sse).await;

@@ -1,7 +1,7 @@
 //! `POST /generate`: one prompt, in this server's own words.
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::State,
     http::{HeaderMap, header},
     response::{IntoResponse, Response},
@@ -18,6 +18,7 @@ use super::{
 use crate::{
     app::{AppState, Model, ServerConfig},
     error::ApiError,
+    observe::RequestLog,
     openai::{FinishReason, Stop, Usage, int, number, object_only, seed},
     stream::{Frames, Framing, Sequences, Wire, respond},
     validate::{self, Sampling},
@@ -112,6 +113,7 @@ pub(super) struct NativePiece<'a> {
 )]
 pub(super) async fn generate(
     State(state): State<AppState>,
+    Extension(log): Extension<RequestLog>,
     headers: HeaderMap,
     Work { caller, value, bytes }: Work<NativeRequest>,
 ) -> Result<Response, ApiError> {
@@ -121,7 +123,7 @@ pub(super) async fn generate(
         let (model, state) = (model.clone(), state.clone());
         beside(bytes, move || prepare(value, &model, state.config())).await?
     };
-    let sequences = Sequences::submit(&state, caller, &model, vec![request], 1, "prompt")?;
+    let sequences = Sequences::submit(&state, caller, &log, &model, vec![request], 1, "prompt")?;
     if stream {
         let framing = if accepts_sse(&headers) { Framing::Sse } else { Framing::Ndjson };
         return respond(sequences, Pieces { framing, reason: FinishReason::Stop }, framing).await;

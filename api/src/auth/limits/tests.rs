@@ -158,7 +158,7 @@ fn limits_may_change_while_requests_run() {
 
 #[test]
 fn a_key_without_limits_has_the_defaults() {
-    let limits = Limits::default();
+    let accounts = Accounts::default();
     let key = |id: &str, limits| Key {
         id: id.into(),
         name: "a".into(),
@@ -170,13 +170,13 @@ fn a_key_without_limits_has_the_defaults() {
     };
     let free = key("free", KeyLimits::default());
     let own = key("own", KeyLimits { rpm: Some(7), ..KeyLimits::default() });
-    assert!(limits.account(&free).is_none());
-    let limit = |key: &Key| told(&limits.account(key).unwrap(), "x-ratelimit-limit-requests");
+    assert!(accounts.of(&free).is_none());
+    let limit = |key: &Key| told(&accounts.of(key).unwrap(), "x-ratelimit-limit-requests");
     assert_eq!(limit(&own), "7");
-    limits.set_defaults(DefaultLimits { rpm: Some(100), tpm: Some(50), concurrency: None });
+    accounts.set_defaults(DefaultLimits { rpm: Some(100), tpm: Some(50), concurrency: None });
     assert_eq!((limit(&free), limit(&own)), ("100".into(), "7".into()));
-    assert_eq!(remaining(&limits.account(&own).unwrap()), 50);
-    limits.set_defaults(DefaultLimits::default());
+    assert_eq!(remaining(&accounts.of(&own).unwrap()), 50);
+    accounts.set_defaults(DefaultLimits::default());
     assert_eq!(limit(&free), "");
 }
 
