@@ -26,7 +26,8 @@ use axum::http::HeaderMap;
 use m40llm_engine::Allowance;
 
 use self::{bucket::Bucket, headers::duration};
-use super::{Key, KeyLimits};
+use super::{DefaultLimits, Key};
+use crate::observe::Refusal as Reason;
 
 /// What a sequence reserves for its output when nobody said how long it may get.
 pub(crate) const OPEN_OUTPUT: u64 = 256;
@@ -47,28 +48,6 @@ impl Clock {
             Self::Real(start) => start.elapsed().as_nanos() as u64,
             #[cfg(test)]
             Self::Hand(now) => now.load(std::sync::atomic::Ordering::SeqCst),
-        }
-    }
-}
-
-/// What a key may use that has no limit of its own; absent is without limit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct DefaultLimits {
-    /// Requests a minute.
-    pub rpm: Option<u32>,
-    /// Tokens a minute.
-    pub tpm: Option<u32>,
-    /// Requests at the same time.
-    pub concurrency: Option<u32>,
-}
-
-impl DefaultLimits {
-    /// The key's own limits first.
-    fn under(self, key: &KeyLimits) -> Self {
-        Self {
-            rpm: key.rpm.or(self.rpm),
-            tpm: key.tpm.or(self.tpm),
-            concurrency: key.concurrency.or(self.concurrency),
         }
     }
 }
@@ -176,6 +155,15 @@ impl fmt::Display for Refused {
 }
 
 impl Refused {
+    /// Its name in metrics.
+    pub(crate) fn reason(&self) -> Reason {
+        match self {
+            Self::Requests { .. } => Reason::RequestsPerMinute,
+            Self::Tokens { .. } | Self::TooLarge { .. } => Reason::TokensPerMinute,
+            Self::Concurrent { .. } => Reason::ConcurrentRequests,
+        }
+    }
+
     /// After how long another try makes sense; `None`: never.
     pub(crate) fn wait(&self) -> Option<Duration> {
         match *self {

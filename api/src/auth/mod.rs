@@ -39,9 +39,7 @@ pub mod view;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-pub use key::{Key, KeyLimits, NewKey, Priority, Scope, Status};
-#[cfg(feature = "server")]
-pub use limits::DefaultLimits;
+pub use key::{DefaultLimits, Key, KeyLimits, NewKey, Priority, Scope, Status};
 #[cfg(feature = "server")]
 pub use middleware::{Gate, Identity};
 pub use secret::SigningSecret;

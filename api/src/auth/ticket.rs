@@ -11,10 +11,10 @@ use m40llm_engine::{GenerateRequest, Meter, SubmitError};
 use super::{
     AuthError, Identity, Key, Store,
     ledger::{Amounts, UsageRecord},
-    limits::{Entry, OPEN_OUTPUT, Output},
+    limits::{Entry, OPEN_OUTPUT, Output, Refused},
     store::gone,
 };
-use crate::{app::AppState, error::ApiError};
+use crate::{app::AppState, error::ApiError, observe::Refusal as Reason};
 
 /// Who asks for work: let in by its limits, and counted.
 #[derive(Debug)]
@@ -31,12 +31,19 @@ impl Caller {
         let identity = identity.cloned().unwrap_or(Identity::Open { peer: None });
         let model = &state.config().model_id;
         if !identity.may_use(model) {
+            state.metrics().count_refused(Reason::ModelNotAllowed);
             return Err(ApiError::model_not_allowed(model));
         }
         let account = identity.key().and_then(|key| state.accounts().of(key));
         let entry = account.map(|account| account.enter()).transpose();
-        Ok(Self { entry: entry.map_err(|refused| ApiError::limited(&refused))?, identity })
+        Ok(Self { entry: entry.map_err(|refused| limited(state, &refused))?, identity })
     }
+}
+
+/// What a limit that is reached tells, counted.
+fn limited(state: &AppState, refused: &Refused) -> ApiError {
+    state.metrics().count_refused(refused.reason());
+    ApiError::limited(refused)
 }
 
 /// How a request's sequences belong together.
@@ -106,12 +113,16 @@ impl Ticket {
     ) -> Result<Self, ApiError> {
         let Caller { identity, mut entry } = caller;
         let max_context = identity.limits().and_then(|limits| limits.max_context);
-        let measured = measure(requests, max_context, shape);
-        let (prompts, output) = measured.map_err(|e| ApiError::submit(e, shape.param))?;
+        let (prompts, output) = measure(requests, max_context, shape).map_err(|e| {
+            if max_context.is_some_and(|most| (most as usize) < shape.most) {
+                state.metrics().count_refused(Reason::ContextNotAllowed);
+            }
+            ApiError::submit(e, shape.param)
+        })?;
         if let Some(entry) = &mut entry {
             let allowance = entry.reserve(prompts as u64, output).map_err(|refused| {
                 entry.forgive();
-                ApiError::limited(&refused)
+                limited(state, &refused)
             })?;
             for request in requests {
                 request.allowance.clone_from(&allowance);

@@ -4,6 +4,7 @@ use std::{
 };
 
 use super::*;
+use crate::auth::KeyLimits;
 
 const SECOND: u64 = 1_000_000_000;
 
