@@ -21,9 +21,9 @@ use tracing::level_filters::LevelFilter;
 pub(crate) use reload::{Reloaded, Reloader};
 pub(crate) use values::{Addr, LogFormat, OtlpEndpoint, addr, pem_file, prompt_format};
 use values::{
-    Backend, OnDeviceFailure, Origins, backend, boolean, cors_origins, ctx_size, device, key_limit, kv_type, log_format,
-    log_level, max_batch, max_connections, max_queue, model_alias, on_device_failure, otlp_endpoint,
-    state_dir, threads, trace_file,
+    Backend, OnDeviceFailure, Origins, backend, boolean, cors_origins, ctx_size, device, key_limit, kv_type,
+    log_format, log_level, max_batch, max_connections, max_queue, model_alias, on_device_failure,
+    otlp_endpoint, state_dir, threads, trace_file,
 };
 
 /// The command line or the configuration is wrong: exit code 2. One line.

@@ -11,7 +11,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::TryRecvError}
 
 use crate::{
     backend::{Backend, Counters, Need, Row},
-    error::{EngineError, panic_words},
+    error::{EngineError, public_panic_words},
     handle::{Place, Stats, lock},
     meter::Meter,
     model::Decoder,
@@ -87,7 +87,9 @@ pub(crate) fn run<B: Backend>(
     let failure = match catch_unwind(AssertUnwindSafe(|| worker.serve())) {
         Ok(Ok(())) => return,
         Ok(Err(lost)) => lost,
-        Err(panic) => EngineError::Backend(format!("the model's worker failed: {}", panic_words(&*panic))),
+        Err(panic) => {
+            EngineError::Backend(format!("the model's worker failed: {}", public_panic_words(&*panic)))
+        }
     };
     // In this order: who is refused, or finds the inbox closed, finds the reason too.
     *lock(&shared.failure) = Some(failure.to_string());

@@ -157,12 +157,13 @@ fn reload(reloader: &mut Reloader, state: &AppState, logging: &Logging) {
         Err(error) => tracing::error!("the configuration stays as it was: {error}"),
         Ok(None) => tracing::info!("there is no configuration file (--config) to read again"),
         Ok(Some(Reloaded { config, taken, restart })) => {
-            logging.set_level(config.log_level);
             state.set_default_limits(config.default_limits);
-            tracing::info!("the configuration was read again, changed: {}", listed(&taken));
-            if !restart.is_empty() {
-                tracing::warn!("a restart is needed for what else changed: {}", listed(&restart));
-            }
+            logging.set_level(config.log_level, || {
+                tracing::info!("the configuration was read again, changed: {}", listed(&taken));
+                if !restart.is_empty() {
+                    tracing::warn!("a restart is needed for what else changed: {}", listed(&restart));
+                }
+            });
         }
     }
 }

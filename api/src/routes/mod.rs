@@ -119,7 +119,12 @@ const FAILURES: &[(u16, &str, &str, bool)] = &[
     ),
     (401, "Unauthorized", "The key is missing or not valid (`invalid_api_key`).", false),
     (403, "Forbidden", "The key lacks the scope (`insufficient_scope`).", false),
-    (404, "NotFound", "`model` names a model that is not loaded, or that the key may not use (`model_not_found`).", false),
+    (
+        404,
+        "NotFound",
+        "`model` names a model that is not loaded, or that the key may not use (`model_not_found`).",
+        false,
+    ),
     (413, "PayloadTooLarge", "The body is larger than 8 MiB.", false),
     (415, "UnsupportedMediaType", "The body is not `application/json`.", false),
     (
