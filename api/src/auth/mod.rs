@@ -15,6 +15,7 @@
 //! | `store` | the vault of a running server: one writer thread, keys in memory |
 //! | `middleware` | who asks, and whether they may |
 //! | `failures` | who guesses keys |
+//! | `limits` | what a key may use, and has used of it |
 //! | `ticket` | what one request uses |
 //!
 //! Neither a key nor its signature is ever stored or logged: the ledger knows a key by its id (`jti`).
@@ -23,6 +24,8 @@
 pub(crate) mod failures;
 pub mod key;
 pub mod ledger;
+#[cfg(feature = "server")]
+pub(crate) mod limits;
 #[cfg(feature = "server")]
 pub mod middleware;
 pub mod secret;
@@ -39,7 +42,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-pub use key::{Key, KeyLimits, NewKey, Priority, Scope, Status};
+pub use key::{DefaultLimits, Key, KeyLimits, NewKey, Priority, Scope, Status};
 #[cfg(feature = "server")]
 pub use middleware::{Gate, Identity};
 pub use secret::SigningSecret;

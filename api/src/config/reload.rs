@@ -3,7 +3,7 @@
 use super::{ConfigError, Layers, ServeArgs, ServeConfig, Values};
 
 /// Keys whose new values the running server takes over. The others want a restart.
-pub(crate) const RELOADABLE: &[&str] = &["log-level"];
+pub(crate) const RELOADABLE: &[&str] = &["default-concurrency", "default-rpm", "default-tpm", "log-level"];
 
 /// Reads the file again, under the same flags and environment.
 pub(crate) struct Reloader {
@@ -92,6 +92,22 @@ mod tests {
         assert!(reload("log-level = \"loud\"").is_err_and(|e| e.0.contains("log-level")));
         assert_eq!(reload(first), Ok((LevelFilter::WARN, vec!["log-level"], vec![])));
         assert_eq!(reload("threads = 2\nmax-batch = 4"), Ok((LevelFilter::INFO, vec!["log-level"], vec![])));
+    }
+
+    #[test]
+    fn default_limits_are_taken_over() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("m40llm.toml");
+        let mut reloader = Reloader { args: ServeArgs::default(), values: Vec::new() };
+        let mut reload = |toml: &str| {
+            let layers = layers(&path, toml).expect("a file");
+            let reloaded = reloader.reload_in(layers).expect("no error").expect("a file");
+            assert!(reloaded.restart.is_empty());
+            reloaded.config.default_limits
+        };
+        let limits = reload("default-rpm = 60\ndefault-tpm = 1000\ndefault-concurrency = 3");
+        assert_eq!((limits.rpm, limits.tpm, limits.concurrency), (Some(60), Some(1000), Some(3)));
+        assert_eq!(reload("log-level = \"info\"").rpm, None);
     }
 
     #[test]
