@@ -16,7 +16,6 @@ use m40llm::{
 };
 use m40llm_engine::EngineConfig;
 use tokio::{net::TcpListener, sync::oneshot};
-use tracing::level_filters::LevelFilter;
 
 use crate::{
     source::{self, Pace},
@@ -40,11 +39,8 @@ pub(crate) struct Options {
 /// Serves until the standard input ends. The first line of the output is the address.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     system::allow_many_files();
-    let _logging = observe::init_logging(LogConfig {
-        format: LogFormat::Text,
-        level: LevelFilter::INFO,
-        collector: None,
-    })?;
+    let level = tracing::level_filters::LevelFilter::INFO;
+    let _logging = observe::init_logging(LogConfig { format: LogFormat::Text, level, collector: None })?;
     let config = EngineConfig {
         ctx_size: Some(1 << 20),
         max_batch: options.sequences,

@@ -38,6 +38,7 @@ impl Addr {
 
 impl Addr {
     /// The host, an IPv6 address in brackets.
+    #[cfg_attr(not(feature = "server"), allow(dead_code, reason = "run needs the server"))]
     pub(crate) fn host(&self) -> &str {
         self.0.rsplit_once(':').map_or(&self.0, |(host, _)| host)
     }

@@ -73,15 +73,13 @@ fn without_port(authority: &str) -> &str {
 
 /// True for the names and addresses of the machine itself, in every browser and resolver.
 pub(crate) fn is_loopback(host: &str) -> bool {
-    match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
-        Some(v6) => v6.parse::<Ipv6Addr>().is_ok_and(|ip| ip.is_loopback()),
-        None => {
-            let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-            name == "localhost"
-                || name.ends_with(".localhost")
-                || name.parse::<Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
-        }
+    if let Some(v6) = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+        return v6.parse::<Ipv6Addr>().is_ok_and(|ip| ip.is_loopback());
     }
+    let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+    name == "localhost"
+        || name.ends_with(".localhost")
+        || name.parse::<Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 #[cfg(test)]

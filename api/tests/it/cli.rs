@@ -24,6 +24,7 @@ pub(crate) fn m40llm(arguments: &[&str]) -> Command {
         "LOG_FORMAT",
         "LOG_LEVEL",
         "MAX_BATCH",
+        "MAX_CONNECTIONS",
         "MAX_QUEUE",
         "MODEL_ALIAS",
         "NO_AUTH",
@@ -31,6 +32,8 @@ pub(crate) fn m40llm(arguments: &[&str]) -> Command {
         "PROMPT_FORMAT",
         "REQUIRE_SM52",
         "THREADS",
+        "TLS_CERT",
+        "TLS_KEY",
     ] {
         command.env_remove(format!("M40LLM_{setting}"));
     }
@@ -40,7 +43,7 @@ pub(crate) fn m40llm(arguments: &[&str]) -> Command {
     command
 }
 
-fn run(arguments: &[&str]) -> Output {
+pub(crate) fn run(arguments: &[&str]) -> Output {
     m40llm(arguments).output().expect("the binary starts")
 }
 
@@ -53,7 +56,7 @@ fn stderr(output: &Output) -> &str {
 }
 
 /// It failed with this code, one line on stderr that holds all `parts`, and nothing on stdout.
-fn refused(output: &Output, code: i32, parts: &[&str]) {
+pub(crate) fn refused(output: &Output, code: i32, parts: &[&str]) {
     let line = stderr(output);
     assert_eq!(output.status.code(), Some(code), "{line}");
     assert_eq!(stdout(output), "");

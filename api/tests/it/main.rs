@@ -23,6 +23,10 @@ mod failure;
 #[cfg(feature = "server")]
 mod faulty;
 #[cfg(feature = "server")]
+mod guard;
+#[cfg(feature = "server")]
+mod listening;
+#[cfg(feature = "server")]
 mod metrics;
 #[cfg(feature = "server")]
 mod native;
@@ -31,6 +35,10 @@ mod operations;
 #[cfg(feature = "server")]
 mod paced;
 #[cfg(feature = "server")]
+mod sockets;
+#[cfg(feature = "server")]
 mod source;
 #[cfg(feature = "server")]
 mod streams;
+#[cfg(feature = "server")]
+mod tls;
