@@ -63,6 +63,8 @@ pub struct EngineConfig {
     pub kv_memory: Option<u64>,
     /// Capture steps of few sequences in CUDA graphs.
     pub cuda_graphs: bool,
+    /// On a CUDA device: multiply by cuBLAS where a step has many tokens.
+    pub cublas: bool,
     /// Time every kernel into this; `None`: do not.
     pub trace: Option<SharedTrace>,
 }
@@ -78,6 +80,7 @@ impl Default for EngineConfig {
             kv_type: KvType::F16,
             kv_memory: None,
             cuda_graphs: true,
+            cublas: false,
             trace: None,
         }
     }

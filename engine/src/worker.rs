@@ -3,19 +3,22 @@
 use std::{
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Mutex,
+    sync::{Arc, Mutex},
+    time::Instant,
 };
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::TryRecvError};
 
 use crate::{
     backend::{Backend, Counters, Need, Row},
-    error::{EngineError, panic_words},
+    error::{EngineError, public_panic_words},
     handle::{Place, Stats, lock},
+    meter::Meter,
     model::Decoder,
     request::{Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage},
     sampling::{Sampler, log_softmax_of, top_logprobs},
     sched::{Batch, Limits, Planned, Scheduler, SequenceId},
+    spans::Trace,
     text::{Detokenizer, StopMatcher, StopOutcome, Tokenizer},
 };
 
@@ -24,7 +27,9 @@ pub(crate) struct Job {
     pub(crate) request: GenerateRequest,
     pub(crate) ctx_size: usize,
     pub(crate) events: UnboundedSender<Event>,
+    pub(crate) meter: Arc<Meter>,
     pub(crate) place: Place,
+    pub(crate) trace: Trace,
 }
 
 /// What the worker lets others see.
@@ -59,7 +64,9 @@ pub(crate) fn run<B: Backend>(
     let failure = match catch_unwind(AssertUnwindSafe(|| worker.serve())) {
         Ok(Ok(())) => return,
         Ok(Err(lost)) => lost,
-        Err(panic) => EngineError::Backend(format!("the model's worker failed: {}", panic_words(&*panic))),
+        Err(panic) => {
+            EngineError::Backend(format!("the model's worker failed: {}", public_panic_words(&*panic)))
+        }
     };
     // In this order: who is refused, or finds the inbox closed, finds the reason too.
     *lock(&shared.failure) = Some(failure.to_string());
@@ -133,6 +140,7 @@ impl<B: Backend> Worker<'_, B> {
         self.running.retain(|&id, request| {
             let keep = !request.events.is_closed();
             if !keep {
+                request.trace.cancelled();
                 scheduler.remove(id);
             }
             keep
@@ -144,10 +152,12 @@ impl<B: Backend> Worker<'_, B> {
         self.needs.clear();
         self.needs.resize(batch.logit_rows.len(), Need::All);
         for plan in planned {
-            if let Some(request) = self.running.get(&plan.id) {
+            if let Some(request) = self.running.get_mut(&plan.id) {
+                request.trace.scheduled(request.prompt.len());
                 self.needs[plan.first_row..plan.first_row + plan.rows].fill(request.need());
             }
         }
+        let started = Instant::now();
         match self.decoder.forward(batch, &self.needs) {
             Ok(()) => {}
             Err(lost @ EngineError::DeviceLost(_)) => return Err(lost),
@@ -160,9 +170,12 @@ impl<B: Backend> Worker<'_, B> {
             }
         }
         self.stats.steps += 1;
+        let per_token = started.elapsed() / batch.tokens.len().max(1) as u32;
         let decoder = &self.decoder;
         for plan in planned {
             let Some(request) = self.running.get_mut(&plan.id) else { continue };
+            request.meter.prompt(plan.computed.min(request.prompt.len()));
+            request.meter.spend(per_token * plan.tokens as u32);
             if plan.samples && request.generated == 0 {
                 self.stats.prompt_tokens += request.prompt.len() as u64;
             }
@@ -186,6 +199,7 @@ impl<B: Backend> Worker<'_, B> {
     fn fail(&mut self, id: SequenceId, error: &EngineError) {
         self.scheduler.remove(id);
         if let Some(request) = self.running.remove(&id) {
+            request.trace.failed(error);
             request.emit(Event::Failed(error.clone()));
         }
     }
@@ -233,12 +247,14 @@ struct Running {
     scored: Vec<TokenOut>,
     generated: usize,
     events: UnboundedSender<Event>,
+    meter: Arc<Meter>,
+    trace: Trace,
     _place: Place,
 }
 
 impl Running {
     fn new(job: Job) -> Self {
-        let Job { request, ctx_size, events, place } = job;
+        let Job { request, ctx_size, events, meter, place, trace } = job;
         Self {
             max_tokens: request.max_tokens.unwrap_or(usize::MAX).min(ctx_size - request.prompt.len()),
             ignore_eos: request.ignore_eos,
@@ -250,6 +266,8 @@ impl Running {
             generated: 0,
             prompt: request.prompt,
             events,
+            meter,
+            trace,
             _place: place,
         }
     }
@@ -282,6 +300,10 @@ impl Running {
             return Progress::Ended;
         };
         self.generated += 1;
+        self.meter.generated(self.generated);
+        if self.generated == 1 {
+            self.trace.first_token();
+        }
         if !self.ignore_eos && tokenizer.is_end_of_generation(token) {
             return self.finish(FinishReason::Stop);
         }
@@ -333,6 +355,7 @@ impl Running {
     fn end(&self, reason: FinishReason) -> Progress {
         let prompt_tokens = self.prompt.len();
         let usage = Usage { prompt_tokens, cached_tokens: 0, completion_tokens: self.generated };
+        self.trace.done(reason, usage);
         self.emit(Event::Done { reason, usage });
         Progress::Ended
     }

@@ -21,11 +21,14 @@ pub(crate) fn m40llm(arguments: &[&str]) -> Command {
         "CTX_SIZE",
         "DEVICE",
         "KV_TYPE",
+        "LOG_FORMAT",
+        "LOG_LEVEL",
         "MAX_BATCH",
         "MAX_CONNECTIONS",
         "MAX_QUEUE",
         "MODEL_ALIAS",
         "NO_AUTH",
+        "OTLP_ENDPOINT",
         "PROMPT_FORMAT",
         "REQUIRE_SM52",
         "THREADS",
@@ -34,6 +37,7 @@ pub(crate) fn m40llm(arguments: &[&str]) -> Command {
     ] {
         command.env_remove(format!("M40LLM_{setting}"));
     }
+    command.env_remove("OTEL_EXPORTER_OTLP_ENDPOINT");
     command
 }
 
@@ -60,7 +64,7 @@ pub(crate) fn refused(output: &Output, code: i32, parts: &[&str]) {
     }
 }
 
-fn model() -> String {
+pub(crate) fn model() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/smollm2-135m-instruct-q4_1.gguf");
     assert!(path.is_file(), "{} is missing: scripts/fetch-model.sh smollm2", path.display());
     path.to_str().expect("a UTF-8 path").to_owned()

@@ -27,9 +27,17 @@ mod guard;
 #[cfg(feature = "server")]
 mod listening;
 #[cfg(feature = "server")]
+mod metrics;
+#[cfg(feature = "server")]
 mod native;
 #[cfg(feature = "server")]
+mod operations;
+#[cfg(feature = "server")]
+mod paced;
+#[cfg(feature = "server")]
 mod sockets;
+#[cfg(feature = "server")]
+mod source;
 #[cfg(feature = "server")]
 mod streams;
 #[cfg(feature = "server")]
