@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
-use m40llm::{AppState, ServerConfig, observe};
+use m40llm::{
+    AppState, ServerConfig,
+    observe::{self, LogConfig, LogFormat},
+};
 use m40llm_engine::EngineConfig;
 use tokio::{net::TcpListener, sync::oneshot};
 
@@ -36,7 +39,8 @@ pub(crate) struct Options {
 /// Serves until the standard input ends. The first line of the output is the address.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     system::allow_many_files();
-    observe::init_logging("info");
+    let level = tracing::level_filters::LevelFilter::INFO;
+    let _logging = observe::init_logging(LogConfig { format: LogFormat::Text, level, collector: None })?;
     let config = EngineConfig {
         ctx_size: Some(1 << 20),
         max_batch: options.sequences,

@@ -115,6 +115,15 @@ impl<'a, B: Backend> Run<'a, B> {
         self.logits
     }
 
+    /// Steps of every kind on five sequences, see `STEPS`.
+    fn in_steps(mut self) -> BTreeMap<(usize, usize), Vec<f32>> {
+        for parts in STEPS {
+            self.step(parts);
+        }
+        assert!((0..self.sequences.len()).all(|i| self.left(i) == 0));
+        self.logits
+    }
+
     fn left(&self, i: usize) -> usize {
         self.sequences[i].len() - self.done[i]
     }
@@ -186,8 +195,24 @@ pub(crate) fn written(spec: &Spec) -> (tempfile::TempDir, std::path::PathBuf) {
 
 /// With f32 in the cache only sums differ.
 const EXACT: Off = Off { row: 2e-5, all: 2e-5 };
-/// With f16 in the cache.
+/// With less than that both sides store alike, but a sum that differs in its last digit may be rounded the other way: by 2^-11
+/// of a number in f16.
 const F16: Off = Off { row: 1e-3, all: 1e-3 };
+/// In 8 bits by 1/127 of the largest of 32, which shows in the logits of tokens that look at few others.
+const Q8: Off = Off { row: 5e-3, all: 1e-3 };
+/// Types that kernels read.
+const ON_CARD: [DType; 10] = [
+    DType::F16,
+    DType::BF16,
+    DType::Q4_0,
+    DType::Q4_1,
+    DType::Q5_0,
+    DType::Q5_1,
+    DType::Q8_0,
+    DType::Q4_K,
+    DType::Q5_K,
+    DType::Q6_K,
+];
 
 const VOCABULARY: Vocabulary = Vocabulary::Bpe;
 /// 256 bytes, three merges, three special tokens.
@@ -221,9 +246,7 @@ fn logits_equal_the_references() {
     let mut rng = fresh();
     let dtypes = [DType::F16, DType::Q4_0, DType::Q4_1, DType::Q5_0, DType::Q5_1, DType::BF16];
     let exact = [(KvType::F32, EXACT)];
-    // Both sides store alike, but a sum that differs in its last digit may be rounded the other way: by 2^-11 of a number
-    // in f16, by 1/127 of the largest of 32 in 8 bits, which shows in the logits of the tokens that look at few others.
-    let all = [(KvType::F32, EXACT), (KvType::F16, F16), (KvType::Q8, Off { row: 5e-3, all: 1e-3 })];
+    let all = [(KvType::F32, EXACT), (KvType::F16, F16), (KvType::Q8, Q8)];
     for (i, spec) in shapes().into_iter().enumerate() {
         let cases = [
             (DType::Q8_0, &all[..]),
@@ -247,6 +270,49 @@ fn logits_equal_the_references() {
                 );
             }
         }
+    }
+}
+
+/// Steps of `(sequence, tokens)` that between them run every kernel of a type: tiles of 128 and of 64 tokens, up to 16 and up
+/// to 32 tokens, a mixture of prompts and decode, and decode of 1, 2, 3 and 5, each twice, as the second one makes a graph.
+const STEPS: &[&[(usize, usize)]] = &[
+    &[(0, 128)],
+    &[(1, 33)],
+    &[(2, 12)],
+    &[(3, 25)],
+    &[(0, 1), (1, 5), (4, 1)],
+    &[(0, 1)],
+    &[(1, 1)],
+    &[(0, 1), (2, 1)],
+    &[(1, 1), (3, 1)],
+    &[(0, 1), (1, 1), (2, 1)],
+    &[(2, 1), (3, 1), (4, 1)],
+    &[(0, 1), (1, 1), (2, 1), (3, 1), (4, 1)],
+    &[(0, 1), (1, 1), (2, 1), (3, 1), (4, 1)],
+];
+
+/// Also what the sanitizer's tools are run on, as no kernel has much to do here.
+#[test]
+fn small_models_of_every_type_in_every_kind_of_step() {
+    let mut rng = fresh();
+    let lengths: Vec<usize> = (0..5)
+        .map(|i| STEPS.iter().copied().flatten().filter(|part| part.0 == i).map(|part| part.1).sum())
+        .collect();
+    let heads = [(4, 2, 64), (8, 1, 32), (2, 2, 128), (4, 1, 64), (8, 2, 32)];
+    let families = [Family::Llama, Family::Qwen2, Family::Qwen3];
+    let kv_types = [(KvType::F16, F16), (KvType::Q8, Q8), (KvType::F32, EXACT)];
+    for (i, dtype) in ON_CARD.into_iter().enumerate() {
+        let ((heads, kv_heads, head_dim), (kv_type, bound)) = (heads[i % heads.len()], kv_types[i % 3]);
+        let (family, seed) = (families[i / 3 % 3], rng.next());
+        let spec =
+            Spec { family, dtype, dim: 256, heads, kv_heads, head_dim, ffn: 512, seed, ..Spec::default() };
+        let (_dir, path) = written(&spec);
+        let sequences = sequences(&mut rng, VOCAB, &lengths);
+        let expected = Run::new(reference(), &path, &sequences, kv_type, &mut rng).one_by_one();
+        let found = Run::new(cuda(true), &path, &sequences, kv_type, &mut rng).in_steps();
+        let off = difference(&found, &expected);
+        println!("{}, {kv_type:?}: {off:?}", dtype.name());
+        assert!(off.is_within(bound), "{spec:?}, {kv_type:?}: {off:?}");
     }
 }
 

@@ -320,7 +320,7 @@ mod tests {
     #[test]
     fn a_missing_library_is_told_by_what_was_looked_for() {
         let error =
-            load(&["libcublas-none.so.1", "libcublas-none.so"]).err().expect("no such file").to_string();
+            load(&["libcublas-none.so.1", "libcublas-none.so"]).expect_err("no such file").to_string();
         for part in ["libcublas-none.so.1, libcublas-none.so", "LD_LIBRARY_PATH", "--enable-cublas"] {
             assert!(error.contains(part), "{error}");
         }
