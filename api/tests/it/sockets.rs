@@ -216,6 +216,12 @@ async fn headers_have_limits() {
             assert!(answer.ends_with("\r\n\r\n"), "no request, no body: {answer}");
         }
     }
+    for (length, status) in [(60_000, "404"), (65_530, "431"), (70_000, "431")] {
+        let path = "a".repeat(length);
+        let mut stream = server.send(format!("GET /{path} HTTP/1.1\r\nconnection: close\r\n\r\n")).await;
+        let answer = rest(&mut stream).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{length}: {answer}");
+    }
     assert!(server.health().await.starts_with("HTTP/1.1 200 "));
 }
 
