@@ -89,7 +89,8 @@ pub(crate) async fn rest(stream: &mut TcpStream) -> String {
         }
     };
     timeout(PATIENCE, read).await.expect("the connection stays open");
-    String::from_utf8(bytes).unwrap()
+    // One that is cut off may end in the midst of a character.
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn post(version: &str, body: &Value) -> String {
