@@ -92,7 +92,7 @@ pub(crate) struct ServeArgs {
     /// [default: pages served from loopback addresses]
     #[arg(long, value_name = "LIST", value_parser = cors_origins)]
     cors_origins: Option<Origins>,
-    /// Where keys and accounts are kept [default: $XDG_STATE_HOME/m40llm, else ~/.local/state/m40llm]
+    /// Where keys and accounts are kept [default: m40llm in `XDG_STATE_HOME`, else ~/.local/state/m40llm]
     #[arg(long, value_name = "DIR", value_parser = state_dir)]
     state_dir: Option<PathBuf>,
     /// Ask for a key at /docs and /openapi.json too
@@ -289,7 +289,7 @@ impl ServeArgs {
 /// Flags of `keys`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct StateArgs {
-    /// Where keys and accounts are kept [default: $XDG_STATE_HOME/m40llm, else ~/.local/state/m40llm]
+    /// Where keys and accounts are kept [default: m40llm in `XDG_STATE_HOME`, else ~/.local/state/m40llm]
     #[arg(long, global = true, value_name = "DIR", value_parser = state_dir)]
     state_dir: Option<PathBuf>,
     /// Read the state directory's path from this TOML file, as `run` does
@@ -565,10 +565,10 @@ mod tests {
             let config = serve(ServeArgs::default(), env, TOML).expect("a configuration");
             config.otlp_endpoint.expect("an endpoint").authority
         };
-        assert_eq!(chosen(&[]), "file:1");
-        assert_eq!(chosen(&[USUAL]), "usual:1");
-        assert_eq!(chosen(&[USUAL, ("M40LLM_OTLP_ENDPOINT", "http://ours:1")]), "ours:1");
-        let error = serve(ServeArgs::default(), &[("OTEL_EXPORTER_OTLP_ENDPOINT", "grpc://a:1")], "");
+        assert_eq!(chosen(&[HOME]), "file:1");
+        assert_eq!(chosen(&[HOME, USUAL]), "usual:1");
+        assert_eq!(chosen(&[HOME, USUAL, ("M40LLM_OTLP_ENDPOINT", "http://ours:1")]), "ours:1");
+        let error = serve(ServeArgs::default(), &[HOME, ("OTEL_EXPORTER_OTLP_ENDPOINT", "grpc://a:1")], "");
         assert!(error.expect_err("grpc").0.contains("OTEL_EXPORTER_OTLP_ENDPOINT is \"grpc://a:1\""));
     }
 

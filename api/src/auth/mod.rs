@@ -37,7 +37,10 @@ pub mod token;
 pub mod vault;
 pub mod view;
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    fmt::Write as _,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 pub use key::{DefaultLimits, Key, KeyLimits, NewKey, Priority, Scope, Status};
 #[cfg(feature = "server")]
@@ -103,7 +106,10 @@ pub(crate) fn random_hex(length: usize) -> Result<String, AuthError> {
     let mut bytes = vec![0; length];
     getrandom::fill(&mut bytes)
         .map_err(|e| AuthError::Secret(format!("the system gives no random numbers: {e}")))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(bytes.iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    }))
 }
 
 #[cfg(test)]

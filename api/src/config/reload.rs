@@ -60,15 +60,20 @@ fn changed(old: &Values, new: &Values) -> impl Iterator<Item = &'static str> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{ffi::OsString, path::Path};
 
     use tracing::level_filters::LevelFilter;
 
     use super::*;
 
+    /// An environment with a home and nothing else.
+    fn home(name: &str) -> Option<OsString> {
+        (name == "HOME").then(|| "/home/u".into())
+    }
+
     fn layers(path: &Path, toml: &str) -> Result<Layers, ConfigError> {
         std::fs::write(path, toml).expect("a file");
-        Layers::read_with(Some(path), Box::new(|_| None))
+        Layers::read_with(Some(path), Box::new(home))
     }
 
     #[test]
@@ -113,7 +118,7 @@ mod tests {
     #[test]
     fn without_a_file_there_is_nothing_to_read() {
         let mut reloader = Reloader { args: ServeArgs::default(), values: Vec::new() };
-        let none = Layers { env: Box::new(|_| None), file: None };
+        let none = Layers { env: Box::new(home), file: None };
         assert!(reloader.reload_in(none).expect("no error").is_none());
     }
 }
