@@ -27,7 +27,8 @@ use tower_http::{
 };
 
 use crate::{
-    error::{ApiError, shape_rejections},
+    auth::{Gate, middleware::guard},
+    error::{ApiError, RETRY_AFTER_MS, shape_rejections},
     observe::{self, Metrics},
     routes,
     transport::{self, Limits, guard, tls::Tls},
@@ -88,6 +89,7 @@ pub struct AppState(Arc<Inner>);
 
 struct Inner {
     config: ServerConfig,
+    gate: Gate,
     model: SetOnce<Arc<Model>>,
     draining: AtomicBool,
     metrics: Metrics,
@@ -110,8 +112,14 @@ impl AppState {
     /// A server without its model yet: it answers `/health` and the documentation, and asks the others
     /// to come again.
     pub fn loading(config: ServerConfig) -> Self {
+        Self::guarded(config, Gate::open())
+    }
+
+    /// As [`AppState::loading`], with a gate that may ask for keys.
+    pub fn guarded(config: ServerConfig, gate: Gate) -> Self {
         Self(Arc::new(Inner {
             config,
+            gate,
             model: SetOnce::new(),
             draining: AtomicBool::new(false),
             metrics: Metrics::default(),
@@ -165,6 +173,11 @@ impl AppState {
     /// The configuration.
     pub fn config(&self) -> &ServerConfig {
         &self.0.config
+    }
+
+    /// What stands before the routes.
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.0.gate
     }
 
     /// What is counted.
@@ -266,6 +279,7 @@ pub fn app(state: AppState) -> Router {
 fn layered(router: Router<AppState>, state: AppState) -> Router {
     // The last layer is the outermost: ids and counts see every response, also those of CORS.
     router
+        .layer(middleware::from_fn_with_state(state.clone(), guard))
         .layer(middleware::from_fn(shape_rejections))
         .layer(CatchPanicLayer::custom(|_| panicked()))
         .layer(cors(&state.config().cors_origins))
@@ -293,7 +307,7 @@ fn cors(origins: &[String]) -> CorsLayer {
         HeaderName::from_static("openai-processing-ms"),
         HeaderName::from_static("x-should-retry"),
         header::RETRY_AFTER,
-        HeaderName::from_static("retry-after-ms"),
+        RETRY_AFTER_MS,
     ];
     for kind in ["requests", "tokens"] {
         for what in ["limit", "remaining", "reset"] {
@@ -351,6 +365,11 @@ pub async fn serve(
     };
     let ServerConfig { limits, tls, .. } = state.config();
     transport::serve(listener, app(state.clone()), limits.clone(), tls.clone(), end).await?;
+    if let Some(store) = state.gate().store()
+        && let Err(error) = store.flush().await
+    {
+        tracing::error!("the last accounts may be missing: {error}");
+    }
     match state.failure() {
         Some(words) => Err(io::Error::other(words)),
         None => Ok(()),

@@ -13,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use m40llm::auth::{SigningSecret, vault::VaultConfig};
 use m40llm_engine::{BackendChoice, DeviceId, EngineConfig, KvType, text::PromptFormat};
 use tracing::level_filters::LevelFilter;
 
@@ -21,8 +22,8 @@ pub(crate) use reload::{Reloaded, Reloader};
 pub(crate) use values::{Addr, LogFormat, OtlpEndpoint, addr, pem_file, prompt_format};
 use values::{
     Backend, OnDeviceFailure, Origins, backend, boolean, cors_origins, ctx_size, device, kv_type, log_format,
-    log_level, max_batch, max_connections, max_queue, model_alias, on_device_failure, otlp_endpoint, threads,
-    trace_file,
+    log_level, max_batch, max_connections, max_queue, model_alias, on_device_failure, otlp_endpoint,
+    state_dir, threads, trace_file,
 };
 
 /// The command line or the configuration is wrong: exit code 2. One line.
@@ -91,6 +92,13 @@ pub(crate) struct ServeArgs {
     /// [default: pages served from loopback addresses]
     #[arg(long, value_name = "LIST", value_parser = cors_origins)]
     cors_origins: Option<Origins>,
+    /// Where keys and accounts are kept [default: $XDG_STATE_HOME/m40llm, else ~/.local/state/m40llm]
+    #[arg(long, value_name = "DIR", value_parser = state_dir)]
+    state_dir: Option<PathBuf>,
+    /// Ask for a key at /docs and /openapi.json too
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          value_parser = boolean)]
+    private_docs: Option<bool>,
     /// Serve whoever asks, on any address
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           value_parser = boolean)]
@@ -146,8 +154,10 @@ pub(crate) struct ServeConfig {
     pub prompt_format: PromptFormat,
     /// Origins of pages that may call; empty: those served from loopback addresses.
     pub cors_origins: Vec<String>,
-    /// Serve whoever asks.
-    pub no_auth: bool,
+    /// Where keys are; absent: serve whoever asks.
+    pub vault: Option<VaultConfig>,
+    /// Ask for a key at the documentation too.
+    pub private_docs: bool,
     /// End the process once the device has failed.
     pub exit_on_failure: bool,
     /// Certificate and key; without, plain HTTP.
@@ -230,6 +240,8 @@ impl ServeArgs {
                 return Err(ConfigError("tls-key is set and tls-cert is not: set both".into()));
             }
         };
+        let no_auth = layers.pick(self.no_auth, "no-auth", boolean)?.unwrap_or(false);
+        let vault = if no_auth { None } else { Some(layers.vault(self.state_dir)?) };
         Ok(ServeConfig {
             model,
             addr: layers.pick(self.addr, "addr", addr)?.unwrap_or_default(),
@@ -238,7 +250,8 @@ impl ServeArgs {
                 .pick(self.prompt_format, "prompt-format", prompt_format)?
                 .unwrap_or_default(),
             cors_origins: layers.pick(self.cors_origins, "cors-origins", cors_origins)?.unwrap_or_default().0,
-            no_auth: layers.pick(self.no_auth, "no-auth", boolean)?.unwrap_or(false),
+            vault,
+            private_docs: layers.pick(self.private_docs, "private-docs", boolean)?.unwrap_or(false),
             exit_on_failure: layers
                 .pick(self.on_device_failure, "on-device-failure", on_device_failure)?
                 .unwrap_or_default()
@@ -254,6 +267,24 @@ impl ServeArgs {
                 otlp_endpoint,
             )?,
         })
+    }
+}
+
+/// Flags of `keys`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct StateArgs {
+    /// Where keys and accounts are kept [default: $XDG_STATE_HOME/m40llm, else ~/.local/state/m40llm]
+    #[arg(long, global = true, value_name = "DIR", value_parser = state_dir)]
+    state_dir: Option<PathBuf>,
+    /// Read the state directory's path from this TOML file, as `run` does
+    #[arg(long, global = true, value_name = "FILE.toml")]
+    config: Option<PathBuf>,
+}
+
+impl StateArgs {
+    /// All layers taken together.
+    pub(crate) fn resolve(self) -> Result<VaultConfig, ConfigError> {
+        Layers::read(self.config.as_deref())?.vault(self.state_dir)
     }
 }
 
@@ -300,6 +331,8 @@ const KEYS: &[Key] = &[
     Key("trace-kernels", Kind::Text, |s| trace_file(s).map(drop)),
     Key("prompt-format", Kind::Text, |s| prompt_format(s).map(drop)),
     Key("cors-origins", Kind::Text, |s| cors_origins(s).map(drop)),
+    Key("state-dir", Kind::Text, |s| state_dir(s).map(drop)),
+    Key("private-docs", Kind::Truth, |s| boolean(s).map(drop)),
     Key("no-auth", Kind::Truth, |s| boolean(s).map(drop)),
     Key("on-device-failure", Kind::Text, |s| on_device_failure(s).map(drop)),
     Key("tls-cert", Kind::Text, |s| pem_file(s).map(drop)),
@@ -376,6 +409,38 @@ impl Layers {
     }
 }
 
+impl Layers {
+    /// Where keys are kept. The secret that signs them is a variable only: flags show in process lists, and
+    /// files of settings are passed around.
+    fn vault(&self, state_dir: Option<PathBuf>) -> Result<VaultConfig, ConfigError> {
+        const SECRET: &str = "M40LLM_SIGNING_SECRET";
+        let dir = match self.pick(state_dir, "state-dir", values::state_dir)? {
+            Some(dir) => dir,
+            None => self.default_state_dir()?,
+        };
+        let secret = (self.env)(SECRET).filter(|v| !v.is_empty());
+        let signing_secret = secret.map(|secret| {
+            let secret = secret.to_str().ok_or_else(|| "text is allowed".to_owned());
+            secret.and_then(SigningSecret::new)
+        });
+        let signing_secret = signing_secret
+            .transpose()
+            .map_err(|allowed| ConfigError(format!("the environment variable {SECRET}: {allowed}")))?;
+        Ok(VaultConfig { dir, signing_secret })
+    }
+
+    fn default_state_dir(&self) -> Result<PathBuf, ConfigError> {
+        // A relative path counts as none, says the XDG specification.
+        let path = |name: &str| (self.env)(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let base = path("XDG_STATE_HOME").or_else(|| path("HOME").map(|home| home.join(".local/state")));
+        base.map(|base| base.join("m40llm")).ok_or_else(|| {
+            ConfigError(
+                "neither XDG_STATE_HOME nor HOME says where keys are kept: give --state-dir DIR".to_owned(),
+            )
+        })
+    }
+}
+
 /// Reads and checks a whole TOML file: a wrong line is an error even where a flag overrides it.
 fn read_file(path: &Path) -> Result<Values, ConfigError> {
     let file = path.display();
@@ -431,6 +496,8 @@ mod tests {
         )
     }
 
+    const HOME: (&str, &str) = ("HOME", "/home/u");
+
     fn serve(
         args: ServeArgs,
         env: &'static [(&'static str, &'static str)],
@@ -451,18 +518,21 @@ mod tests {
         assert_eq!(config.model.engine.ctx_size, Some(20));
         assert_eq!(config.model.engine.max_batch, 100);
         assert_eq!(config.model_alias.as_deref(), Some("filed"), "an empty variable counts as absent");
-        assert!(config.no_auth && !config.exit_on_failure);
+        assert!(config.vault.is_none() && !config.exit_on_failure);
     }
 
     #[test]
     fn nothing_said_is_the_contracts_defaults() {
-        let config = serve(ServeArgs::default(), &[], "").expect("a configuration");
+        let config = serve(ServeArgs::default(), &[HOME], "").expect("a configuration");
         assert_eq!(config.addr.to_string(), "127.0.0.1:58439");
         assert_eq!(config.model.engine.max_queue, 256);
         assert_eq!(config.model.engine.kv_type, KvType::F16);
         assert_eq!(config.model.engine.backend, BackendChoice::Auto);
         assert_eq!(config.prompt_format, PromptFormat::Auto);
-        assert!(!config.no_auth && config.model.asked_device.is_empty());
+        let vault = config.vault.expect("keys");
+        assert_eq!(vault.dir, Path::new("/home/u/.local/state/m40llm"));
+        assert!(vault.signing_secret.is_none() && !config.private_docs);
+        assert!(config.model.asked_device.is_empty());
         assert!(config.exit_on_failure);
         assert_eq!((config.log_format, config.log_level), (LogFormat::Text, LevelFilter::INFO));
         assert_eq!(config.otlp_endpoint, None);
@@ -486,7 +556,8 @@ mod tests {
     #[test]
     fn a_flag_set_to_false_overrides_the_layers_below() {
         let args = ServeArgs { no_auth: Some(false), ..Default::default() };
-        assert!(!serve(args, &[("M40LLM_NO_AUTH", "1")], "no-auth = true").expect("a configuration").no_auth);
+        let env = &[HOME, ("M40LLM_NO_AUTH", "1")];
+        assert!(serve(args, env, "no-auth = true").expect("a configuration").vault.is_some());
     }
 
     #[test]
@@ -515,7 +586,7 @@ mod tests {
                 "--backend cuda --device 0 --require-sm52",
             ),
         ] {
-            let model = serve(ServeArgs::default(), &[], toml).expect(toml).model;
+            let model = serve(ServeArgs::default(), &[HOME], toml).expect(toml).model;
             assert_eq!((model.engine.backend, model.asked_device.as_str()), (choice, asked), "{toml}");
         }
         for toml in ["backend = \"cpu\"\ndevice = 0", "backend = \"cpu\"\nrequire-sm52 = true"] {
@@ -525,9 +596,31 @@ mod tests {
     }
 
     #[test]
+    fn the_state_directory_follows_xdg() {
+        const XDG: (&str, &str) = ("XDG_STATE_HOME", "/x");
+        let dir = |env, toml| serve(ServeArgs::default(), env, toml).map(|c| c.vault.expect("keys").dir);
+        assert_eq!(dir(&[HOME, XDG], ""), Ok("/x/m40llm".into()));
+        assert_eq!(dir(&[HOME, ("XDG_STATE_HOME", "x")], ""), Ok("/home/u/.local/state/m40llm".into()));
+        assert_eq!(dir(&[HOME, XDG], "state-dir = \"/file\""), Ok("/file".into()));
+        assert_eq!(dir(&[("M40LLM_STATE_DIR", "/env")], "state-dir = \"/file\""), Ok("/env".into()));
+        assert!(dir(&[], "").expect_err("nowhere").0.contains("--state-dir"));
+    }
+
+    #[test]
+    fn a_bad_signing_secret_is_refused_and_not_shown() {
+        const LONG: (&str, &str) = ("M40LLM_SIGNING_SECRET", "0123456789abcdef0123456789abcdef");
+        let error = serve(ServeArgs::default(), &[HOME, ("M40LLM_SIGNING_SECRET", "hunter2")], "")
+            .expect_err("short");
+        assert!(error.0.contains("M40LLM_SIGNING_SECRET") && error.0.contains("32"), "{error}");
+        assert!(!error.0.contains("hunter2"), "{error}");
+        let config = serve(ServeArgs::default(), &[HOME, LONG], "").expect("a configuration");
+        assert!(!format!("{config:?}").contains("0123456789abcdef"));
+    }
+
+    #[test]
     fn certificate_and_key_come_together() {
         let both = "tls-cert = \"c.pem\"\ntls-key = \"k.pem\"";
-        let tls = serve(ServeArgs::default(), &[], both).expect("a configuration").tls;
+        let tls = serve(ServeArgs::default(), &[HOME], both).expect("a configuration").tls;
         assert_eq!(tls, Some(("c.pem".into(), "k.pem".into())));
         for (given, missing) in [("tls-cert", "tls-key is not"), ("tls-key", "tls-cert is not")] {
             let toml = format!("{given} = \"x.pem\"");

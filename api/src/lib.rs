@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | [`app`] | state, router, layers, serving |
 //! | `routes` | one file a resource |
+//! | [`auth`] | keys: made, checked, accounted for |
 //! | [`openai`] | wire types, nothing else |
 //! | [`validate`] | wire types to engine requests; every 400 with its `param` |
 //! | `logprobs` | token log-probabilities in both of OpenAI's shapes |
@@ -19,6 +20,7 @@
 
 #[cfg(feature = "server")]
 pub mod app;
+pub mod auth;
 #[cfg(feature = "server")]
 pub mod error;
 #[cfg(feature = "server")]

@@ -19,6 +19,10 @@ use tokio_stream::{StreamExt as _, StreamMap};
 
 use crate::{
     app::{AppState, Model},
+    auth::{
+        Identity,
+        ticket::{Demand, Ticket},
+    },
     error::ApiError,
     observe::{self, RequestLog, Work},
     openai::Usage,
@@ -32,6 +36,8 @@ pub(crate) struct Sequences {
     /// Sequences that share a prompt: so many follow one another.
     per_prompt: usize,
     usage: Usage,
+    /// After `events`, as fields are dropped in their order: the work is given up before it is settled.
+    ticket: Ticket,
     state: AppState,
     log: RequestLog,
     parts: Vec<Part>,
@@ -65,10 +71,11 @@ pub(crate) struct Outcome {
 }
 
 impl Sequences {
-    /// Submits all `requests`, of which each `per_prompt` share a prompt, or none. `param` is the field
-    /// that prompts come from.
+    /// Submits all `requests` of `identity`, of which each `per_prompt` share a prompt, or none. `param` is the
+    /// field that prompts come from.
     pub(crate) fn submit(
         state: &AppState,
+        identity: &Identity,
         log: &RequestLog,
         model: &Arc<Model>,
         requests: Vec<GenerateRequest>,
@@ -76,6 +83,8 @@ impl Sequences {
         param: &str,
     ) -> Result<Self, ApiError> {
         let count = requests.len();
+        let mut ticket = Ticket::open(state, identity, Demand::of(&requests, per_prompt))?;
+        let mut meters = Vec::with_capacity(count);
         log.set_model(&state.config().model_id);
         let mut streams = StreamMap::with_capacity(count);
         let mut parts = Vec::with_capacity(count);
@@ -83,15 +92,18 @@ impl Sequences {
             let prompt_tokens = if i.is_multiple_of(per_prompt) { request.prompt.len() as u64 } else { 0 };
             // On an error the generations before this one are dropped, and so cancelled.
             let generation = model.engine.submit(request).map_err(|e| ApiError::submit(e, param))?;
+            meters.push(Arc::clone(generation.meter()));
             let timings = generation.timings();
             parts.push(Part { timings, prompt_tokens, tokens: 0, last_output: None, reason: None });
             streams.insert(i, events(generation));
         }
+        ticket.start(meters, per_prompt);
         Ok(Self {
             events: streams,
             count,
             per_prompt,
             usage: Usage::default(),
+            ticket,
             state: state.clone(),
             log: log.clone(),
             parts,
@@ -160,6 +172,7 @@ impl Sequences {
                 Event::Failed(error) => return Err(error.into()),
             }
         }
+        self.ticket.finish().await?;
         Ok((outcomes, self.usage))
     }
 }
@@ -334,7 +347,10 @@ impl<W: Wire> Running<W> {
                 }
                 Ok(Some((i, event))) => self.wire.event(i, event, frames),
                 Ok(None) => {
-                    self.wire.close(self.sequences.usage, frames);
+                    match self.sequences.ticket.finish().await {
+                        Ok(()) => self.wire.close(self.sequences.usage, frames),
+                        Err(error) => frames.push(&error.body()),
+                    }
                     more = false;
                 }
             }

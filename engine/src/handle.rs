@@ -24,6 +24,7 @@ use crate::{
     gguf::{Gguf, Metadata},
     info::{Described, ModelInfo},
     memory,
+    meter::Meter,
     model::{Decoder, Mixture, ModelConfig, NamedShape, Weights},
     request::{Event, GenerateRequest},
     sched::Limits,
@@ -46,6 +47,7 @@ pub struct LoadProgress {
 #[derive(Debug)]
 pub struct Generation {
     events: mpsc::UnboundedReceiver<Event>,
+    meter: Arc<Meter>,
     timings: Timings,
 }
 
@@ -53,6 +55,11 @@ impl Generation {
     /// The next event; `None` after [`Event::Done`] or [`Event::Failed`].
     pub async fn next(&mut self) -> Option<Event> {
         self.events.recv().await
+    }
+
+    /// What it has used so far; still right after the generation is dropped.
+    pub fn meter(&self) -> &Arc<Meter> {
+        &self.meter
     }
 
     /// As [`Generation::next`], for callers without a runtime.
@@ -307,13 +314,19 @@ impl Engine {
         let place = Place::take(&inner.active, inner.max_active)
             .ok_or(SubmitError::QueueFull(inner.max_active - inner.max_batch))?;
         let (sender, events) = mpsc::unbounded_channel();
+        let meter = Arc::new(Meter::default());
         let trace = Trace::begin();
         let timings = trace.timings();
-        inner
-            .jobs
-            .send(Job { request, ctx_size: inner.info.ctx_size, events: sender, place, trace })
-            .map_err(|_| SubmitError::Stopped("its worker thread is gone".into()))?;
-        Ok(Generation { events, timings })
+        let job = Job {
+            request,
+            ctx_size: inner.info.ctx_size,
+            events: sender,
+            meter: Arc::clone(&meter),
+            place,
+            trace,
+        };
+        inner.jobs.send(job).map_err(|_| SubmitError::Stopped("its worker thread is gone".into()))?;
+        Ok(Generation { events, meter, timings })
     }
 
     fn check(&self, request: &GenerateRequest) -> Result<(), SubmitError> {

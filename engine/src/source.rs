@@ -17,6 +17,7 @@ use crate::{
     gguf::{Metadata, Value},
     handle::{Place, Stats, lock},
     info::ModelInfo,
+    meter::Meter,
     request::{Event, GenerateRequest},
     text::byte_vocabulary,
     worker::{Job, Shared},
@@ -33,13 +34,26 @@ pub struct Submitted {
     /// What was asked for; its `max_tokens` is what the context allows, when it was not given.
     pub request: GenerateRequest,
     events: UnboundedSender<Event>,
+    meter: Arc<Meter>,
     _place: Place,
 }
 
 impl Submitted {
-    /// Sends an event. After [`Event::Done`] or [`Event::Failed`], drop this. False: the request was
-    /// cancelled.
+    /// Sends an event, and counts what it carries as used. After [`Event::Done`] or [`Event::Failed`], drop
+    /// this. False: the request was cancelled.
     pub fn send(&self, event: Event) -> bool {
+        match &event {
+            Event::Text { tokens, .. } => {
+                self.meter.prompt(self.request.prompt.len());
+                self.meter.generated(self.meter.usage().completion_tokens + tokens.len());
+            }
+            Event::Done { usage, .. } => {
+                self.meter.prompt(usage.prompt_tokens);
+                self.meter.cached(usage.cached_tokens);
+                self.meter.generated(usage.completion_tokens);
+            }
+            Event::Prompt(_) | Event::Failed(_) => {}
+        }
         self.events.send(event).is_ok()
     }
 
@@ -51,10 +65,10 @@ impl Submitted {
 
 impl From<Job> for Submitted {
     fn from(job: Job) -> Self {
-        let Job { mut request, ctx_size, events, place, mut trace } = job;
+        let Job { mut request, ctx_size, events, meter, place, mut trace } = job;
         trace.scheduled(request.prompt.len());
         request.max_tokens.get_or_insert(ctx_size - request.prompt.len());
-        Self { request, events, _place: place }
+        Self { request, events, meter, _place: place }
     }
 }
 

@@ -3,15 +3,17 @@
 use std::{
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Mutex,
+    sync::{Arc, Mutex},
+    time::Instant,
 };
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::TryRecvError};
 
 use crate::{
     backend::{Backend, Counters, Need, Row},
-    error::{EngineError, panic_words},
+    error::{EngineError, public_panic_words},
     handle::{Place, Stats, lock},
+    meter::Meter,
     model::Decoder,
     request::{Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage},
     sampling::{Sampler, log_softmax_of, top_logprobs},
@@ -25,6 +27,7 @@ pub(crate) struct Job {
     pub(crate) request: GenerateRequest,
     pub(crate) ctx_size: usize,
     pub(crate) events: UnboundedSender<Event>,
+    pub(crate) meter: Arc<Meter>,
     pub(crate) place: Place,
     pub(crate) trace: Trace,
 }
@@ -61,7 +64,9 @@ pub(crate) fn run<B: Backend>(
     let failure = match catch_unwind(AssertUnwindSafe(|| worker.serve())) {
         Ok(Ok(())) => return,
         Ok(Err(lost)) => lost,
-        Err(panic) => EngineError::Backend(format!("the model's worker failed: {}", panic_words(&*panic))),
+        Err(panic) => {
+            EngineError::Backend(format!("the model's worker failed: {}", public_panic_words(&*panic)))
+        }
     };
     // In this order: who is refused, or finds the inbox closed, finds the reason too.
     *lock(&shared.failure) = Some(failure.to_string());
@@ -152,6 +157,7 @@ impl<B: Backend> Worker<'_, B> {
                 self.needs[plan.first_row..plan.first_row + plan.rows].fill(request.need());
             }
         }
+        let started = Instant::now();
         match self.decoder.forward(batch, &self.needs) {
             Ok(()) => {}
             Err(lost @ EngineError::DeviceLost(_)) => return Err(lost),
@@ -164,9 +170,12 @@ impl<B: Backend> Worker<'_, B> {
             }
         }
         self.stats.steps += 1;
+        let per_token = started.elapsed() / batch.tokens.len().max(1) as u32;
         let decoder = &self.decoder;
         for plan in planned {
             let Some(request) = self.running.get_mut(&plan.id) else { continue };
+            request.meter.prompt(plan.computed.min(request.prompt.len()));
+            request.meter.spend(per_token * plan.tokens as u32);
             if plan.samples && request.generated == 0 {
                 self.stats.prompt_tokens += request.prompt.len() as u64;
             }
@@ -238,13 +247,14 @@ struct Running {
     scored: Vec<TokenOut>,
     generated: usize,
     events: UnboundedSender<Event>,
+    meter: Arc<Meter>,
     trace: Trace,
     _place: Place,
 }
 
 impl Running {
     fn new(job: Job) -> Self {
-        let Job { request, ctx_size, events, place, trace } = job;
+        let Job { request, ctx_size, events, meter, place, trace } = job;
         Self {
             max_tokens: request.max_tokens.unwrap_or(usize::MAX).min(ctx_size - request.prompt.len()),
             ignore_eos: request.ignore_eos,
@@ -256,6 +266,7 @@ impl Running {
             generated: 0,
             prompt: request.prompt,
             events,
+            meter,
             trace,
             _place: place,
         }
@@ -289,6 +300,7 @@ impl Running {
             return Progress::Ended;
         };
         self.generated += 1;
+        self.meter.generated(self.generated);
         if self.generated == 1 {
             self.trace.first_token();
         }

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, anyhow, bail};
 use m40llm::{
     AppState, ServerConfig,
+    auth::{Gate, Store},
     observe::{self, Collector, LogConfig, Logging},
     transport::{Limits, tls::Tls},
 };
@@ -64,8 +65,10 @@ async fn serve(model: PathBuf, config: ServeConfig, mut reloader: Reloader) -> a
     let mut hangups = signal(SignalKind::hangup())?;
     // What can fail fast fails before the model is loaded.
     let tls = config.tls.as_ref().map(|(cert, key)| Tls::load(cert, key)).transpose().map_err(ConfigError)?;
-    let (listener, addr) = bind(&config).await?;
-    let state = AppState::loading(ServerConfig { tls, ..server_config(&model, &config) });
+    let store = config.vault.as_ref().map(Store::open).transpose()?;
+    let (listener, addr) = bind(&config, store.as_ref()).await?;
+    let gate = store.clone().map_or_else(Gate::open, |store| Gate::guarded(store, config.private_docs));
+    let state = AppState::guarded(ServerConfig { tls, ..server_config(&model, &config) }, gate);
     let (stop, stopped) = oneshot::channel::<()>();
     let shutdown = async { stopped.await.unwrap_or_default() };
     let mut server = tokio::spawn(m40llm::serve(listener, state.clone(), shutdown));
@@ -77,7 +80,7 @@ async fn serve(model: PathBuf, config: ServeConfig, mut reloader: Reloader) -> a
     };
     let logging = observe::init_logging(log_config(&config)).context("cannot begin to log")?;
     state.set_engine(engine.clone());
-    announce(&config, addr, &engine);
+    announce(&config, store.as_ref(), addr, &engine);
     drop(engine);
 
     loop {
@@ -105,8 +108,8 @@ fn server_config(model: &Path, config: &ServeConfig) -> ServerConfig {
         cors_origins: config.cors_origins.clone(),
         max_queue: config.model.engine.max_queue,
         exit_on_failure: config.exit_on_failure,
-        // Without --no-auth and without keys the address is a loopback one.
-        local_host: (!config.no_auth).then(|| config.addr.host().to_owned()),
+        // As long as there is no key; the address is a loopback one then.
+        local_host: config.vault.is_some().then(|| config.addr.host().to_owned()),
         limits: Limits { connections: connections(config.max_connections), ..Limits::default() },
         ..ServerConfig::new(config.model_alias.clone().unwrap_or_else(stem), created)
     }
@@ -153,11 +156,12 @@ fn reload(reloader: &mut Reloader, state: &AppState, logging: &Logging) {
         Err(error) => tracing::error!("the configuration stays as it was: {error}"),
         Ok(None) => tracing::info!("there is no configuration file (--config) to read again"),
         Ok(Some(Reloaded { config, taken, restart })) => {
-            logging.set_level(config.log_level);
-            tracing::info!("the configuration was read again, changed: {}", listed(&taken));
-            if !restart.is_empty() {
-                tracing::warn!("a restart is needed for what else changed: {}", listed(&restart));
-            }
+            logging.set_level(config.log_level, || {
+                tracing::info!("the configuration was read again, changed: {}", listed(&taken));
+                if !restart.is_empty() {
+                    tracing::warn!("a restart is needed for what else changed: {}", listed(&restart));
+                }
+            });
         }
     }
 }
@@ -174,15 +178,16 @@ fn load_aside(model: PathBuf, config: &ServeConfig) -> impl Future<Output = anyh
     async { loaded.await.context("loading the model panicked: please report this with the lines above")? }
 }
 
-/// Takes the address, which must be loopback unless the configuration lets everybody in.
-async fn bind(config: &ServeConfig) -> anyhow::Result<(TcpListener, SocketAddr)> {
+/// Takes the address, which must be loopback unless there are keys, or the configuration lets everybody in.
+async fn bind(config: &ServeConfig, store: Option<&Store>) -> anyhow::Result<(TcpListener, SocketAddr)> {
     let addr = &config.addr;
     let found =
         addr.resolve().with_context(|| format!("cannot find the address {addr}: choose another --addr"))?;
-    if !config.no_auth && !found.iter().all(|a| a.ip().is_loopback()) {
+    let everybody = store.is_some_and(|store| !store.has_keys());
+    if everybody && !found.iter().all(|a| a.ip().is_loopback()) {
         return Err(ConfigError(format!(
-            "refusing to serve {addr} without an API key: others may reach it; keys (`m40llm keys create`) are not \
-             in this version yet, so listen on 127.0.0.1 or let everybody in with --no-auth"
+            "refusing to serve {addr} without an API key: others may reach it; make a key with `m40llm keys create \
+             --name NAME`, listen on 127.0.0.1, or let everybody in with --no-auth"
         ))
         .into());
     }
@@ -193,7 +198,7 @@ async fn bind(config: &ServeConfig) -> anyhow::Result<(TcpListener, SocketAddr)>
 }
 
 /// The first lines of the log.
-fn announce(config: &ServeConfig, addr: SocketAddr, engine: &Engine) {
+fn announce(config: &ServeConfig, store: Option<&Store>, addr: SocketAddr, engine: &Engine) {
     let info = engine.info();
     tracing::info!(
         architecture = info.architecture,
@@ -209,10 +214,12 @@ fn announce(config: &ServeConfig, addr: SocketAddr, engine: &Engine) {
     for notice in &info.notices {
         tracing::info!("{notice}");
     }
-    if config.no_auth {
-        tracing::info!("requests need no key (--no-auth)");
-    } else {
-        tracing::warn!("no API key exists: requests need none, as this is a loopback address");
+    match store.map(Store::has_keys) {
+        None => tracing::info!("requests need no key (--no-auth)"),
+        Some(true) => tracing::info!("requests need an API key"),
+        Some(false) => tracing::warn!(
+            "no API key exists: requests need none, as this is a loopback address; `m40llm keys create` makes one"
+        ),
     }
     let (scheme, trust) = match &config.tls {
         Some((cert, _)) => ("https", format!(" --cacert {}", cert.display())),

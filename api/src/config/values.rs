@@ -38,6 +38,7 @@ impl Addr {
 
 impl Addr {
     /// The host, an IPv6 address in brackets.
+    #[cfg_attr(not(feature = "server"), allow(dead_code, reason = "run needs the server"))]
     pub(crate) fn host(&self) -> &str {
         self.0.rsplit_once(':').map_or(&self.0, |(host, _)| host)
     }
@@ -150,7 +151,7 @@ pub(crate) fn otlp_endpoint(s: &str) -> Result<OtlpEndpoint, String> {
     })
 }
 
-/// `--no-auth`, `--require-sm52`.
+/// `--no-auth`, `--private-docs`, `--require-sm52`.
 pub(crate) fn boolean(s: &str) -> Result<bool, String> {
     choice(s, &[("true", true), ("false", false), ("1", true), ("0", false)])
 }
@@ -232,6 +233,11 @@ pub(crate) fn pem_file(s: &str) -> Result<PathBuf, String> {
 /// `--trace-kernels`.
 pub(crate) fn trace_file(s: &str) -> Result<PathBuf, String> {
     if s.is_empty() { Err("the path of a file is allowed".into()) } else { Ok(PathBuf::from(s)) }
+}
+
+/// `--state-dir`.
+pub(crate) fn state_dir(s: &str) -> Result<PathBuf, String> {
+    if s.is_empty() { Err("the path of a directory is allowed".into()) } else { Ok(PathBuf::from(s)) }
 }
 
 /// `--max-batch`.

@@ -1,6 +1,6 @@
 //! Log lines on stderr, as text or JSON, at a level that may change while the server runs.
 
-use std::io;
+use std::{any::Any, io, panic};
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{Layer, Registry, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _};
@@ -38,7 +38,7 @@ pub struct Logging {
     exporter: Option<Exporter>,
 }
 
-/// Sets logging up for the whole process. An error when the exporter's thread cannot be started, or logging
+/// Sets logging up for the whole process, of panics too. An error when the exporter's thread cannot be started, or logging
 /// is set up already.
 pub fn init_logging(config: LogConfig) -> io::Result<Logging> {
     let exporter = config.collector.map(Exporter::start).transpose()?;
@@ -51,13 +51,28 @@ pub fn init_logging(config: LogConfig) -> io::Result<Logging> {
     let spans = exporter.clone().map(|exporter| Spans(exporter).with_filter(ours()));
     let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter)).with(spans);
     subscriber.try_init().map_err(io::Error::other)?;
+    panic::set_hook(Box::new(log_panic));
     Ok(Logging { level, exporter })
 }
 
+/// A panic as a log line. Its place says what failed; a message that was put together at run time may hold
+/// somebody's prompt, and is left out.
+fn log_panic(panic: &panic::PanicHookInfo<'_>) {
+    let at = panic.location().map(ToString::to_string);
+    tracing::error!(at, thread = std::thread::current().name(), words = literal(panic.payload()), "panicked");
+}
+
+fn literal(payload: &(dyn Any + Send)) -> Option<&'static str> {
+    payload.downcast_ref::<&'static str>().copied()
+}
+
 impl Logging {
-    /// Logs at another level from now on.
-    pub fn set_level(&self, level: LevelFilter) {
+    /// Logs at another level from now on. What `tell` logs about it is seen by whoever sees one of the two.
+    pub fn set_level(&self, level: LevelFilter, tell: impl FnOnce()) {
+        let before = self.level.clone_current().unwrap_or(level);
         // It fails only when the subscriber is gone, and then nothing is logged.
+        let _ = self.level.reload(level.max(before));
+        tell();
         let _ = self.level.reload(level);
     }
 }
@@ -67,5 +82,19 @@ impl Drop for Logging {
         if let Some(exporter) = &self.exporter {
             exporter.finish();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panics_own_words_are_logged_only_when_they_are_ours() {
+        let prompt = "a prompt";
+        let put_together = panic::catch_unwind(|| panic!("not a boundary of {prompt}")).unwrap_err();
+        assert_eq!(literal(&*put_together), None);
+        let ours = panic::catch_unwind(|| panic!("on purpose")).unwrap_err();
+        assert_eq!(literal(&*ours), Some("on purpose"));
     }
 }

@@ -107,7 +107,7 @@ pub struct RequestLog(Arc<Known>);
 struct Known {
     id: HeaderValue,
     started: Instant,
-    method: Method,
+    method: &'static str,
     /// The pattern, not the path: a bounded set, and nothing a client wrote.
     route: Option<MatchedPath>,
     trace: Option<TraceParent>,
@@ -134,7 +134,7 @@ impl RequestLog {
         }
         Self(Arc::new(Known {
             started: Instant::now(),
-            method: request.method().clone(),
+            method: known_method(request.method()),
             route: request.extensions().get::<MatchedPath>().cloned(),
             trace,
             span,
@@ -200,7 +200,7 @@ impl Entry {
         self.status = response.status();
         self.error = response.extensions().get::<ErrorName>().copied();
         // What asked for no body gets none, and nothing reads it to its end.
-        if response.body().is_end_stream() || self.log.0.method == Method::HEAD {
+        if response.body().is_end_stream() || self.log.0.method == "HEAD" {
             self.write(true);
         }
         response.map(|body| Body::new(Logged { body, entry: self }))
@@ -218,8 +218,8 @@ impl Entry {
             None => Outcome::Cancelled,
         };
         let metrics = self.state.metrics();
-        metrics.end_request(log.route(), log.0.method.as_str(), self.status);
-        if log.0.method == Method::POST && WORK.contains(&log.route()) {
+        metrics.end_request(log.route(), log.0.method, self.status);
+        if log.0.method == "POST" && WORK.contains(&log.route()) {
             metrics.count_outcome(outcome);
         }
         if let Some(work) = told.work {
@@ -240,7 +240,7 @@ impl Entry {
                     id = self.log.id(),
                     key = told.key.as_deref(),
                     model = told.model.as_deref(),
-                    method = known.method.as_str(),
+                    method = known.method,
                     route,
                     status = self.status.as_u16(),
                     error = self.error.map(|error| error.0),
@@ -269,7 +269,7 @@ impl Entry {
         let known = &*self.log.0;
         spans::annotate(&known.span, |span| {
             span.rename(format!("{} {}", known.method, self.log.route()));
-            span.set("http.request.method", known.method.as_str());
+            span.set("http.request.method", known.method);
             span.set("http.route", self.log.route());
             span.set("http.response.status_code", i64::from(self.status.as_u16()));
             span.set("m40llm.outcome", outcome.name());
@@ -294,6 +294,12 @@ impl Drop for Entry {
     fn drop(&mut self) {
         self.write(false);
     }
+}
+
+/// Methods are free text in HTTP; unknown ones share a name.
+fn known_method(method: &Method) -> &'static str {
+    let known = ["GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"];
+    known.into_iter().find(|known| method == known).unwrap_or("other")
 }
 
 fn milliseconds(duration: Duration) -> f64 {
@@ -334,6 +340,12 @@ impl HttpBody for Logged {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn unknown_methods_share_a_name() {
+        assert_eq!(known_method(&Method::PATCH), "PATCH");
+        assert_eq!(known_method(&Method::from_bytes(b"BREW").unwrap()), "other");
+    }
 
     #[test]
     fn outcomes_follow_the_status_where_nothing_worked() {

@@ -51,9 +51,14 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
 
 /// The answer to a request whose route or method there is not; its body is left unread otherwise.
 pub(crate) fn refuse(status: StatusCode, request: Request) -> StatusCode {
+    abandon(request);
+    status
+}
+
+/// A request that is answered without a look at its body.
+pub(crate) fn abandon(request: Request) {
     let (parts, body) = request.into_parts();
     discard(&parts.headers, body);
-    status
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {

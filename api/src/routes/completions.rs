@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     app::{AppState, Model},
+    auth::Identity,
     error::ApiError,
     logprobs::{self, Offsets},
     observe::RequestLog,
@@ -46,6 +47,7 @@ use crate::{
 )]
 pub(super) async fn create(
     State(state): State<AppState>,
+    identity: Identity,
     Extension(log): Extension<RequestLog>,
     JsonBody { value, bytes }: JsonBody<CompletionRequest>,
 ) -> Result<Response, ApiError> {
@@ -55,7 +57,7 @@ pub(super) async fn create(
         beside(bytes, move || validate::completions(value, &model, most)).await?
     };
     let requests = std::mem::take(&mut job.requests);
-    let sequences = Sequences::submit(&state, &log, &model, requests, job.best_of, "prompt")?;
+    let sequences = Sequences::submit(&state, &identity, &log, &model, requests, job.best_of, "prompt")?;
     let head = Head::new("cmpl", &state, &model);
     if job.stream {
         return respond(sequences, Pieces::new(head, model, &job), Framing::Sse).await;

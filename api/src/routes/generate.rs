@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     app::{AppState, Model, ServerConfig},
+    auth::Identity,
     error::ApiError,
     observe::RequestLog,
     openai::{FinishReason, Stop, Usage, int, number, object_only, seed},
@@ -113,6 +114,7 @@ pub(super) struct NativePiece<'a> {
 )]
 pub(super) async fn generate(
     State(state): State<AppState>,
+    identity: Identity,
     Extension(log): Extension<RequestLog>,
     headers: HeaderMap,
     JsonBody { value, bytes }: JsonBody<NativeRequest>,
@@ -123,7 +125,7 @@ pub(super) async fn generate(
         let (model, state) = (model.clone(), state.clone());
         beside(bytes, move || prepare(value, &model, state.config())).await?
     };
-    let sequences = Sequences::submit(&state, &log, &model, vec![request], 1, "prompt")?;
+    let sequences = Sequences::submit(&state, &identity, &log, &model, vec![request], 1, "prompt")?;
     if stream {
         let framing = if accepts_sse(&headers) { Framing::Sse } else { Framing::Ndjson };
         return respond(sequences, Pieces { framing, reason: FinishReason::Stop }, framing).await;

@@ -79,3 +79,52 @@ fn is_peers(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// No file descriptor is ever free.
+    struct Exhausted {
+        asked: AtomicUsize,
+        error: fn() -> io::Error,
+    }
+
+    impl Source for Exhausted {
+        async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            // Also what is ready at once must let the others run.
+            tokio::task::yield_now().await;
+            Err((self.error)())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_file_descriptors_it_pauses_and_closes_idle_connections() {
+        let (stages, stage) = watch::channel(Stage::Serve);
+        let source =
+            Exhausted { asked: AtomicUsize::new(0), error: || io::Error::from_raw_os_error(24 /* EMFILE */) };
+        assert!(timeout(Duration::from_secs(60), accept(&source, &stages)).await.is_err());
+        let asked = source.asked.load(Ordering::Relaxed);
+        assert!((60..70).contains(&asked), "asked {asked} times in a minute");
+        assert_eq!(*stage.borrow(), Stage::MakeRoom(asked as u64 - 1));
+        // The end is the end.
+        stages.send_replace(Stage::Finish);
+        make_room(&stages);
+        assert_eq!(*stage.borrow(), Stage::Finish);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_there_is_no_room_idle_connections_are_asked_every_second() {
+        let (stages, stage) = watch::channel(Stage::Serve);
+        let permits = Arc::new(Semaphore::new(1));
+        let held = room(&permits, &stages).await;
+        assert_eq!(*stage.borrow(), Stage::Serve, "there was room");
+        assert!(timeout(Duration::from_millis(4500), room(&permits, &stages)).await.is_err());
+        assert_eq!(*stage.borrow(), Stage::MakeRoom(4));
+        drop(held);
+        let _held = room(&permits, &stages).await;
+    }
+}

@@ -33,6 +33,8 @@ use super::{
 /// came before.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1 << 20;
+/// A connection without a request is left alone for so long, also where there is no room.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// Serves a connection to its end. `_permit` is its place among all.
 pub(super) async fn run(
@@ -99,10 +101,14 @@ async fn http<S: AsyncRead + AsyncWrite + Unpin>(
             () = &mut gone => return,
             ended = &mut served => break ended,
             changed = stages.changed() => {
-                if changed.is_err() || *stages.borrow_and_update() == Stage::Abort {
-                    return;
+                let stage = *stages.borrow_and_update();
+                match stage {
+                    _ if changed.is_err() => return,
+                    Stage::Abort => return,
+                    // Its request may be on the way.
+                    Stage::MakeRoom(_) if link.idle().is_some_and(|time| time < FRESH) => {}
+                    Stage::Serve | Stage::MakeRoom(_) | Stage::Finish => served.as_mut().graceful_shutdown(),
                 }
-                served.as_mut().graceful_shutdown();
             }
         }
     };

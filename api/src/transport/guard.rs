@@ -28,7 +28,7 @@ pub(crate) async fn guard(State(state): State<AppState>, request: Request, next:
     let is_docs = request.uri().path().starts_with("/docs");
     // Browsers remember it for a name, with all its ports: not for one that other servers share.
     let secure = config.tls.is_some() && hosts(&request).any(|host| !is_loopback(host));
-    let mut response = match config.local_host.as_deref().and_then(|own| foreign(&request, own)) {
+    let mut response = match own_name(&state).and_then(|own| foreign(&request, own)) {
         Some(host) => ApiError::foreign_host(&shorten(host)).into_response(),
         None => next.run(request).await,
     };
@@ -42,6 +42,11 @@ pub(crate) async fn guard(State(state): State<AppState>, request: Request, next:
         headers.insert(header::STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));
     }
     response
+}
+
+/// The host that the server was told to listen on, while no key protects it.
+fn own_name(state: &AppState) -> Option<&str> {
+    state.config().local_host.as_deref().filter(|_| !state.gate().asks_for_keys())
 }
 
 /// The name of another machine that `request` is for. A page of `evil.example` may have that name
@@ -68,15 +73,13 @@ fn without_port(authority: &str) -> &str {
 
 /// True for the names and addresses of the machine itself, in every browser and resolver.
 pub(crate) fn is_loopback(host: &str) -> bool {
-    match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
-        Some(v6) => v6.parse::<Ipv6Addr>().is_ok_and(|ip| ip.is_loopback()),
-        None => {
-            let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-            name == "localhost"
-                || name.ends_with(".localhost")
-                || name.parse::<Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
-        }
+    if let Some(v6) = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+        return v6.parse::<Ipv6Addr>().is_ok_and(|ip| ip.is_loopback());
     }
+    let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+    name == "localhost"
+        || name.ends_with(".localhost")
+        || name.parse::<Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 #[cfg(test)]

@@ -1,11 +1,15 @@
 //! What a connection is doing.
 
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicBool, AtomicU8, Ordering},
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use axum::body::Bytes;
+use tokio::time::Instant;
 
 /// The text that says nothing in a stream, such as a comment, for a client of which it is unknown
 /// whether it still reads. An extension of responses that stream.
@@ -45,6 +49,9 @@ pub(super) struct Link {
     /// The client was sending a body that nobody read to its end.
     unread: AtomicBool,
     filler: Mutex<Bytes>,
+    created: Instant,
+    /// Milliseconds from then to the last answer's end.
+    answered_at: AtomicU64,
 }
 
 impl Link {
@@ -55,6 +62,8 @@ impl Link {
             probe: AtomicBool::new(false),
             unread: AtomicBool::new(false),
             filler: Mutex::default(),
+            created: Instant::now(),
+            answered_at: AtomicU64::new(0),
         }
     }
 
@@ -97,7 +106,14 @@ impl Link {
 
     /// The answer is complete.
     pub(super) fn answered(&self) {
+        self.answered_at.store(self.created.elapsed().as_millis() as u64, Ordering::Release);
         self.set(Phase::Idle);
+    }
+
+    /// For how long there has been no request; `None` when there is one.
+    pub(super) fn idle(&self) -> Option<Duration> {
+        let since = Duration::from_millis(self.answered_at.load(Ordering::Acquire));
+        (self.phase() == Phase::Idle).then(|| self.created.elapsed().saturating_sub(since))
     }
 
     /// Whether the client sent what was not read.

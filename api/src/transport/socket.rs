@@ -125,8 +125,7 @@ pub(super) fn set_options(tcp: &TcpStream, limits: &Limits) {
 }
 
 /// The pauses between questions to a client that has said that it sends nothing more; the last goes on.
-const ASK_AGAIN: [Duration; 3] =
-    [Duration::from_millis(100), Duration::from_millis(400), Duration::from_secs(2)];
+const ASK_AGAIN: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(2)];
 
 /// Returns when the client is gone while an answer is under way.
 ///

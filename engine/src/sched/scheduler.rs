@@ -26,8 +26,12 @@ pub struct Planned {
     pub id: SequenceId,
     /// First of its rows in `Batch::logit_rows`.
     pub first_row: usize,
-    /// How many rows it has.
+    /// How many rows it has; none while its prompt goes on.
     pub rows: usize,
+    /// How many of its tokens are in the step.
+    pub tokens: usize,
+    /// How many of its tokens are computed after it.
+    pub computed: usize,
     /// Position of the token behind the first row; row `i` predicts the token at `position + i + 1`.
     pub position: usize,
     /// True when the last row predicts a token that does not exist yet.
@@ -182,16 +186,16 @@ impl Scheduler {
         let samples = end == sequence.tokens.len();
         let position = sequence.score_from.max(context).min(if samples { end - 1 } else { end });
         let rows = end - position;
-        if rows > 0 {
-            planned.push(Planned {
-                id: sequence.id,
-                first_row: batch.logit_rows.len(),
-                rows,
-                position,
-                samples,
-            });
-            batch.logit_rows.extend((start + position - context..start + len).map(|row| row as u32));
-        }
+        planned.push(Planned {
+            id: sequence.id,
+            tokens: len,
+            computed: end,
+            first_row: batch.logit_rows.len(),
+            rows,
+            position,
+            samples,
+        });
+        batch.logit_rows.extend((start + position - context..start + len).map(|row| row as u32));
         if sequence.score_from != usize::MAX {
             sequence.score_from = sequence.score_from.max(end);
         }
@@ -227,7 +231,7 @@ mod tests {
         let mut s = Scheduler::new(LIMITS, 16);
         s.add(SequenceId(1), (0..100).collect(), false);
         let (batch, planned) = step(&mut s);
-        assert_eq!((batch.tokens.len(), planned.len()), (64, 0));
+        assert_eq!((batch.tokens.len(), planned[0].tokens, planned[0].rows), (64, 64, 0));
         let (batch, planned) = step(&mut s);
         assert_eq!(batch.positions, (64..100).collect::<Vec<u32>>());
         assert_eq!(batch.logit_rows, [35]);
