@@ -21,6 +21,7 @@ pub(crate) fn m40llm(arguments: &[&str]) -> Command {
         "CORS_ORIGINS",
         "CTX_SIZE",
         "DEVICE",
+        "ENABLE_CUBLAS",
         "KV_TYPE",
         "LOG_FORMAT",
         "LOG_LEVEL",
