@@ -66,14 +66,14 @@ mod tests {
 
     use super::*;
 
-    /// Nothing but a home.
-    fn environment(name: &str) -> Option<OsString> {
+    /// An environment with a home and nothing else.
+    fn home(name: &str) -> Option<OsString> {
         (name == "HOME").then(|| "/home/u".into())
     }
 
     fn layers(path: &Path, toml: &str) -> Result<Layers, ConfigError> {
         std::fs::write(path, toml).expect("a file");
-        Layers::read_with(Some(path), Box::new(environment))
+        Layers::read_with(Some(path), Box::new(home))
     }
 
     #[test]
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn without_a_file_there_is_nothing_to_read() {
         let mut reloader = Reloader { args: ServeArgs::default(), values: Vec::new() };
-        let none = Layers { env: Box::new(environment), file: None };
+        let none = Layers { env: Box::new(home), file: None };
         assert!(reloader.reload_in(none).expect("no error").is_none());
     }
 }
