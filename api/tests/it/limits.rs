@@ -357,21 +357,18 @@ fn call(server: &Server, key: &str, random: &mut Random, finished: &AtomicU64) {
         return;
     }
     let answer = Response::read(&mut connection);
-    match answer.status {
-        200 => {
-            let usage = if stream {
-                let events = answer.body.split("data: ").filter(|e| e.contains("\"usage\":{"));
-                serde_json::from_str::<Value>(events.last().unwrap().trim()).unwrap()["usage"].clone()
-            } else {
-                answer.json()["usage"].clone()
-            };
-            finished.fetch_add(usage["total_tokens"].as_u64().unwrap(), Ordering::SeqCst);
-        }
-        _ => {
-            answer.limited();
-            thread::sleep(Duration::from_millis(random.below(100)));
-        }
+    if answer.status != 200 {
+        answer.limited();
+        thread::sleep(Duration::from_millis(random.below(100)));
+        return;
     }
+    let usage = if stream {
+        let events = answer.body.split("data: ").filter(|e| e.contains("\"usage\":{"));
+        serde_json::from_str::<Value>(events.last().unwrap().trim()).unwrap()["usage"].clone()
+    } else {
+        answer.json()["usage"].clone()
+    };
+    finished.fetch_add(usage["total_tokens"].as_u64().unwrap(), Ordering::SeqCst);
 }
 
 #[test]
