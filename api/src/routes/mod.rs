@@ -90,6 +90,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(admin::revoke))
         .routes(routes!(admin::usage))
         .routes(routes!(admin::rotate_secret))
+        .routes(routes!(admin::drop_old_secrets))
 }
 
 /// All routes.

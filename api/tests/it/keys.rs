@@ -225,6 +225,8 @@ fn many_commands_at_once_lose_nothing() {
     assert_eq!(keys_json(dir.path(), &["list"]).as_array().map(Vec::len), Some(8));
     // One secret signed them all, whoever came first.
     assert_eq!(keys_json(dir.path(), &["rotate-secret"]), json!({"valid_secrets": 2}));
+    assert_eq!(keys_json(dir.path(), &["drop-old-secrets"]), json!({"valid_secrets": 1}));
+    assert_eq!(keys_json(dir.path(), &["rotate-secret"]), json!({"valid_secrets": 2}));
     assert_eq!(keys_json(dir.path(), &["rotate-secret", "--drop-old"]), json!({"valid_secrets": 1}));
 }
 
