@@ -38,7 +38,7 @@ struct AdminBodyFailures;
 
 impl IntoResponses for AdminBodyFailures {
     fn responses() -> BTreeMap<String, utoipa::openapi::RefOr<utoipa::openapi::Response>> {
-        failures(&[400, 401, 403, 413, 415, 429, 500])
+        failures(&[400, 401, 403, 408, 413, 415, 429, 500])
     }
 }
 
