@@ -60,10 +60,14 @@ impl Sequences {
     ) -> Result<Self, ApiError> {
         let count = requests.len();
         let mut streams = StreamMap::with_capacity(count);
-        for (i, request) in requests.into_iter().enumerate() {
-            // On an error the generations before this one are dropped, and so cancelled.
-            let generation = model.engine.submit(request).map_err(|e| ApiError::submit(e, param))?;
-            streams.insert(i, events(generation));
+        let mut requests = requests.into_iter().peekable();
+        while requests.peek().is_some() {
+            let choices = requests.by_ref().take(per_prompt).collect();
+            // On an error the generations before these are dropped, and so cancelled.
+            let generations = model.engine.submit_choices(choices).map_err(|e| ApiError::submit(e, param))?;
+            for generation in generations {
+                streams.insert(streams.len(), events(generation));
+            }
         }
         let now = Instant::now();
         Ok(Self {

@@ -25,9 +25,9 @@ use crate::{
     memory,
     model::{Decoder, Mixture, ModelConfig, NamedShape, Weights},
     request::{Event, GenerateRequest},
-    sched::Limits,
+    sched::{Limits, Resources, blocks_for},
     text::{self, Tokenizer},
-    worker::{self, Job, Shared},
+    worker::{self, Choice, Job, Shared},
 };
 
 /// Loading, in bytes of weights.
@@ -64,16 +64,22 @@ pub struct Stats {
     pub waiting: usize,
     /// Sequences in the batch.
     pub running: usize,
-    /// KV blocks in use.
+    /// KV blocks that sequences hold.
     pub kv_blocks_used: usize,
+    /// KV blocks that nobody holds and that are kept for who has the same beginning.
+    pub kv_blocks_cached: usize,
     /// KV blocks in all.
     pub kv_blocks_total: usize,
     /// Steps run.
     pub steps: u64,
     /// Prompt tokens processed.
     pub prompt_tokens: u64,
+    /// Tokens of prompts that were taken from the cache.
+    pub cached_tokens: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
+    /// Times a sequence had to give its blocks back, to be computed again.
+    pub preemptions: u64,
     /// Kernels launched on the device since it was opened; 0 on a CPU.
     pub kernel_launches: u64,
     /// Times the host has waited for the device; 0 on a CPU.
@@ -210,6 +216,13 @@ impl Engine {
         };
         backend.allocate(&model.shape, &capacity)?;
 
+        let resources = Resources {
+            limits,
+            blocks: plan.kv_blocks,
+            // A host commits memory as it is written: what is kept there is bounded by the longest sequence.
+            most_idle: if backend.commits_cache() { plan.kv_blocks } else { blocks_for(plan.ctx_size) },
+            prefix_cache: config.prefix_cache,
+        };
         let info = ModelInfo::new(described, &model, &plan, &backend);
         let shared = Arc::new(Shared::default());
         let (jobs, inbox) = mpsc::unbounded_channel();
@@ -217,7 +230,7 @@ impl Engine {
         let (state, text) = (Arc::clone(&shared), Arc::clone(&tokenizer));
         let worker = thread::Builder::new()
             .name("m40llm-worker".into())
-            .spawn(move || worker::run(decoder, &text, limits, plan.kv_blocks, inbox, &state))
+            .spawn(move || worker::run(decoder, &text, resources, inbox, &state))
             .map_err(|e| EngineError::Backend(format!("cannot start the worker thread: {e}")))?;
         let inner = Inner {
             info,
@@ -251,6 +264,12 @@ impl Engine {
 
     /// Queues a request. Never blocks.
     pub fn submit(&self, request: GenerateRequest) -> Result<Generation, SubmitError> {
+        let mut generations = self.submit_choices(vec![request])?;
+        generations.pop().ok_or_else(|| SubmitError::InvalidPrompt("there is no request".into()))
+    }
+
+    /// Queues requests that go on from one prompt, all or none: it is computed and held once. Never blocks.
+    pub fn submit_choices(&self, requests: Vec<GenerateRequest>) -> Result<Vec<Generation>, SubmitError> {
         let inner = &*self.inner;
         if let Some(words) = self.failure() {
             return Err(SubmitError::Stopped(words));
@@ -258,15 +277,24 @@ impl Engine {
         if inner.draining.load(Ordering::Relaxed) {
             return Err(SubmitError::Draining);
         }
-        self.check(&request)?;
-        let place = Place::take(&inner.active, inner.max_active)
-            .ok_or(SubmitError::QueueFull(inner.max_active - inner.max_batch))?;
-        let (sender, events) = mpsc::unbounded_channel();
+        let mut generations = Vec::with_capacity(requests.len());
+        let mut choices: Vec<Choice> = Vec::with_capacity(requests.len());
+        for request in requests {
+            self.check(&request)?;
+            if choices.first().is_some_and(|first| first.request.prompt != request.prompt) {
+                return Err(SubmitError::InvalidPrompt("choices must have one prompt".into()));
+            }
+            let place = Place::take(&inner.active, inner.max_active)
+                .ok_or(SubmitError::QueueFull(inner.max_active - inner.max_batch))?;
+            let (sender, events) = mpsc::unbounded_channel();
+            choices.push(Choice { request, events: sender, place });
+            generations.push(Generation { events });
+        }
         inner
             .jobs
-            .send(Job { request, ctx_size: inner.info.ctx_size, events: sender, place })
+            .send(Job { choices, ctx_size: inner.info.ctx_size })
             .map_err(|_| SubmitError::Stopped("its worker thread is gone".into()))?;
-        Ok(Generation { events })
+        Ok(generations)
     }
 
     fn check(&self, request: &GenerateRequest) -> Result<(), SubmitError> {

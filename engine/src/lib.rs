@@ -42,3 +42,4 @@ pub use handle::{Engine, Generation, LoadProgress, Stats};
 pub use info::ModelInfo;
 pub use request::{Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage};
 pub use sampling::SamplingParams;
+pub use sched::{CallerId, PrefixCache};

@@ -1,6 +1,6 @@
 //! What a request asks for and what it is told.
 
-use crate::{error::EngineError, sampling::SamplingParams};
+use crate::{error::EngineError, sampling::SamplingParams, sched::CallerId};
 
 /// One sequence to generate.
 #[derive(Debug, Clone, Default)]
@@ -19,6 +19,10 @@ pub struct GenerateRequest {
     pub logprobs: Option<usize>,
     /// The same for the prompt's tokens, delivered in one [`Event::Prompt`].
     pub prompt_logprobs: Option<usize>,
+    /// Whom it is for. The engine is fair between callers, and keeps their prompts apart in its cache.
+    pub caller: CallerId,
+    /// The caller's weight beside others; 0 counts as 1.
+    pub weight: u32,
 }
 
 /// A token's log-probability and that of its best alternatives.

@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Mutex,
+    time::Instant,
 };
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::TryRecvError};
@@ -15,14 +16,19 @@ use crate::{
     model::Decoder,
     request::{Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage},
     sampling::{Sampler, log_softmax_of, top_logprobs},
-    sched::{Batch, Limits, Planned, Scheduler, SequenceId},
+    sched::{Arrival, Batch, Planned, Resources, Scheduler, SequenceId},
     text::{Detokenizer, StopMatcher, StopOutcome, Tokenizer},
 };
 
-/// A request on its way to the worker.
+/// A request on its way to the worker: choices that go on from one prompt, at least one.
 pub(crate) struct Job {
-    pub(crate) request: GenerateRequest,
+    pub(crate) choices: Vec<Choice>,
     pub(crate) ctx_size: usize,
+}
+
+/// One of them.
+pub(crate) struct Choice {
+    pub(crate) request: GenerateRequest,
     pub(crate) events: UnboundedSender<Event>,
     pub(crate) place: Place,
 }
@@ -40,21 +46,20 @@ pub(crate) struct Shared {
 pub(crate) fn run<B: Backend>(
     decoder: Decoder<B>,
     tokenizer: &Tokenizer,
-    limits: Limits,
-    kv_blocks: usize,
+    resources: Resources,
     inbox: UnboundedReceiver<Job>,
     shared: &Shared,
 ) {
     let mut worker = Worker {
         decoder,
         tokenizer,
-        scheduler: Scheduler::new(limits, kv_blocks),
+        scheduler: Scheduler::new(resources),
         running: HashMap::new(),
         inbox,
         next_id: 0,
         needs: Vec::new(),
         shared,
-        stats: Stats { kv_blocks_total: kv_blocks, ..Stats::default() },
+        stats: Stats { kv_blocks_total: resources.blocks, ..Stats::default() },
     };
     let failure = match catch_unwind(AssertUnwindSafe(|| worker.serve())) {
         Ok(Ok(())) => return,
@@ -87,6 +92,7 @@ impl<B: Backend> Worker<'_, B> {
         let (mut batch, mut planned) = (Batch::default(), Vec::new());
         self.publish();
         while self.receive() {
+            let began = Instant::now();
             self.drop_cancelled();
             self.scheduler.plan(&mut batch, &mut planned);
             self.stats.waiting = self.scheduler.waiting();
@@ -94,6 +100,7 @@ impl<B: Backend> Worker<'_, B> {
             if !batch.tokens.is_empty() {
                 self.publish();
                 self.step(&batch, &planned)?;
+                self.scheduler.took(began.elapsed());
             }
             self.stats.waiting = self.scheduler.waiting();
             self.stats.running = self.scheduler.running();
@@ -121,11 +128,24 @@ impl<B: Backend> Worker<'_, B> {
     }
 
     fn take(&mut self, job: Job) {
-        let id = SequenceId(self.next_id);
-        self.next_id += 1;
-        let prompt = job.request.prompt.clone();
-        self.scheduler.add(id, prompt, job.request.prompt_logprobs.is_some());
-        self.running.insert(id, Running::new(job));
+        let Some(GenerateRequest { prompt, caller, weight, .. }) = job.choices.first().map(|c| &c.request)
+        else {
+            return;
+        };
+        let arrival = Arrival {
+            id: SequenceId(self.next_id),
+            choices: job.choices.len(),
+            caller: *caller,
+            weight: (*weight).max(1),
+            prompt: prompt.clone(),
+            score_prompt: job.choices.iter().any(|c| c.request.prompt_logprobs.is_some()),
+            most: prompt.len() + job.choices.iter().map(|c| c.most_tokens(job.ctx_size)).max().unwrap_or(0),
+        };
+        self.scheduler.add(arrival);
+        for choice in job.choices {
+            self.running.insert(SequenceId(self.next_id), Running::new(choice, job.ctx_size));
+            self.next_id += 1;
+        }
     }
 
     fn drop_cancelled(&mut self) {
@@ -142,10 +162,14 @@ impl<B: Backend> Worker<'_, B> {
     /// A step that fails ends the requests it was for; only a lost device ends the others too.
     fn step(&mut self, batch: &Batch, planned: &[Planned]) -> Result<(), EngineError> {
         self.needs.clear();
-        self.needs.resize(batch.logit_rows.len(), Need::All);
+        self.needs.resize(batch.logit_rows.len(), Need::Best(1));
         for plan in planned {
             if let Some(request) = self.running.get(&plan.id) {
-                self.needs[plan.first_row..plan.first_row + plan.rows].fill(request.need());
+                let rows = &mut self.needs[plan.first_row..plan.first_row + plan.rows];
+                // Choices that share their prompt share its rows.
+                for need in rows {
+                    *need = need.and(request.need());
+                }
             }
         }
         match self.decoder.forward(batch, &self.needs) {
@@ -153,18 +177,22 @@ impl<B: Backend> Worker<'_, B> {
             Err(lost @ EngineError::DeviceLost(_)) => return Err(lost),
             Err(error) => {
                 tracing::error!(%error, "a step failed, and with it its requests");
-                for plan in planned {
-                    self.fail(plan.id, &error);
+                let failed: Vec<_> = self.scheduler.in_step().collect();
+                for id in failed {
+                    self.fail(id, &error);
                 }
                 return Ok(());
             }
         }
+        self.scheduler.computed();
         self.stats.steps += 1;
         let decoder = &self.decoder;
         for plan in planned {
             let Some(request) = self.running.get_mut(&plan.id) else { continue };
             if plan.samples && request.generated == 0 {
                 self.stats.prompt_tokens += request.prompt.len() as u64;
+                self.stats.cached_tokens += plan.cached as u64;
+                request.cached = plan.cached;
             }
             let row = |i: usize| decoder.row(plan.first_row + i);
             match request.advance(self.tokenizer, plan, row) {
@@ -196,7 +224,9 @@ impl<B: Backend> Worker<'_, B> {
             self.fail(id, error);
         }
         while let Ok(job) = self.inbox.try_recv() {
-            let _ = job.events.send(Event::Failed(error.clone()));
+            for choice in job.choices {
+                let _ = choice.events.send(Event::Failed(error.clone()));
+            }
         }
         (self.stats.waiting, self.stats.running) = (0, 0);
         self.publish();
@@ -204,10 +234,20 @@ impl<B: Backend> Worker<'_, B> {
 
     fn publish(&mut self) {
         let pool = self.scheduler.pool();
-        self.stats.kv_blocks_used = pool.total() - pool.free();
+        self.stats.kv_blocks_used = pool.total() - pool.available();
+        self.stats.kv_blocks_cached = pool.idle();
+        let counts = self.scheduler.counts();
+        self.stats.preemptions = counts.preemptions;
         let Counters { launches, syncs } = self.decoder.counters();
         (self.stats.kernel_launches, self.stats.device_syncs) = (launches, syncs);
         *lock(&self.shared.stats) = self.stats;
+    }
+}
+
+impl Choice {
+    /// Most tokens to generate: what the request says, and the context leaves.
+    fn most_tokens(&self, ctx_size: usize) -> usize {
+        self.request.max_tokens.unwrap_or(usize::MAX).min(ctx_size - self.request.prompt.len())
     }
 }
 
@@ -232,15 +272,18 @@ struct Running {
     output: Output,
     scored: Vec<TokenOut>,
     generated: usize,
+    /// Tokens of the prompt that came from the cache.
+    cached: usize,
     events: UnboundedSender<Event>,
     _place: Place,
 }
 
 impl Running {
-    fn new(job: Job) -> Self {
-        let Job { request, ctx_size, events, place } = job;
+    fn new(choice: Choice, ctx_size: usize) -> Self {
+        let max_tokens = choice.most_tokens(ctx_size);
+        let Choice { request, events, place } = choice;
         Self {
-            max_tokens: request.max_tokens.unwrap_or(usize::MAX).min(ctx_size - request.prompt.len()),
+            max_tokens,
             ignore_eos: request.ignore_eos,
             logprobs: request.logprobs,
             prompt_logprobs: request.prompt_logprobs,
@@ -248,6 +291,7 @@ impl Running {
             output: Output::new(&request.stop),
             scored: Vec::new(),
             generated: 0,
+            cached: 0,
             prompt: request.prompt,
             events,
             _place: place,
@@ -332,7 +376,7 @@ impl Running {
 
     fn end(&self, reason: FinishReason) -> Progress {
         let prompt_tokens = self.prompt.len();
-        let usage = Usage { prompt_tokens, cached_tokens: 0, completion_tokens: self.generated };
+        let usage = Usage { prompt_tokens, cached_tokens: self.cached, completion_tokens: self.generated };
         self.emit(Event::Done { reason, usage });
         Progress::Ended
     }

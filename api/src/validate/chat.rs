@@ -72,7 +72,7 @@ pub(crate) fn chat(request: ChatRequest, model: &Model, config: &ServerConfig) -
                 stop: stop.clone(),
                 ignore_eos: false,
                 logprobs,
-                prompt_logprobs: None,
+                ..GenerateRequest::default()
             }
         })
         .collect();

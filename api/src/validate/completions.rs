@@ -127,6 +127,7 @@ pub(crate) fn completions(
                 // Several candidates are ranked by them.
                 logprobs: logprobs.or((best_of > n).then_some(0)),
                 prompt_logprobs: logprobs.filter(|_| echo),
+                ..GenerateRequest::default()
             });
         }
     }

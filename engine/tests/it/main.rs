@@ -11,6 +11,7 @@ mod engine;
 mod gguf;
 mod logits;
 mod matmul;
+mod scheduling;
 mod stop;
 mod support;
 mod template;
