@@ -50,10 +50,11 @@ test-full: test-rust debug-binary ## As test, with larger counts and both models
 test-ui: debug-binary ## Swagger UI at /docs in headless Chromium, which this installs; pictures in target/ui
 	tests/ui/run.sh $(DEBUG_BINARY) "$(call fetched,smollm2)" $(CARGO_TARGET_DIR)/ui
 
-test-gpu: cuda-toolchain ## Kernels, whole models and serving on a CUDA device, against the CPU; fails without a device
+test-gpu: cuda-toolchain ## Kernels, models and serving on a CUDA device; fails without one, or cuBLAS (ARGS="--skip cublas")
 	scripts/fetch-model.sh smollm2
-	cargo test -p m40llm-engine --features gpu-tests --lib -- --test-threads=1 gpu_tests
-	cargo test -p m40llm-engine --features gpu-tests --test gpu -- --test-threads=1
+	cargo test -p m40llm-engine --features gpu-tests --lib -- --test-threads=1 gpu_tests $(ARGS)
+	cargo test -p m40llm-engine --features gpu-tests --test gpu -- --test-threads=1 $(ARGS)
+	cargo test -p m40llm --features gpu-tests --test gpu -- --test-threads=1 $(ARGS)
 
 debug-binary: cuda-toolchain
 	cargo test --quiet --workspace $(FEATURES) --no-run

@@ -26,8 +26,9 @@
 // is paid elsewhere: gemv multiplies x by x_factor(i) once, unpack() folds it into the scale. Each word also holds
 // quants that are in place only after a rotation by 16 (one PRMT for all of them). position() says which lies where:
 //   4 bit: column i in word i/8, bit 4(i%8).
-//   5 bit: columns 0..29 six to a word from bit 2w+2 on, cyclically; the two bits 2w, 2w+1 that each word has left make
-//          column 30 (bits 0,1 of word 0, bits 2,3 of word 1, bit 4 of word 2) and 31 (bits 5 | 6,7 | 8,9 of words 2, 3, 4).
+//   5 bit: columns 0..11 six to a word in words 0, 1, from bits 3 and 5 on, cyclically; 12..14 in the low half of word 4,
+//          from bit 1 on; what is left makes column 15: bit 0 of word 4, bits 1,2 of word 0, bits 3,4 of word 1. Columns
+//          16..31 likewise in words 2, 3 and the high half of word 4.
 //   6 bit: columns 0..14 five to a word in words 0..2, from bit 2w+2 on, cyclically; bits 2w, 2w+1 of the three make
 //          column 15. Columns 16..31 likewise in words 3..5.
 //   8 bit: column i in word i/4, bit 7 + 8(i%4), cyclically.
@@ -85,12 +86,13 @@ struct Position {
 };
 __host__ __device__ constexpr Position position(int bits, int i) {
     return bits == 4   ? Position{i / 8, i % 8 * 4}
-           : bits == 5 ? Position{i / 6, (i / 6 * 2 + 2 + i % 6 * 5) % 32}
+           : bits == 5 ? i % 16 < 12 ? Position{i / 16 * 2 + i % 16 / 6, (i % 16 / 6 * 2 + 3 + i % 16 % 6 * 5) % 32}
+                                     : Position{4, i / 16 * 16 + 1 + (i % 16 - 12) * 5}
            : bits == 6 ? Position{i / 16 * 3 + i % 16 / 5, (i % 16 / 5 * 2 + 2 + i % 16 % 5 * 6) % 32}
                        : Position{i / 4, (7 + i % 4 * 8) % 32};
 }
 __host__ __device__ constexpr bool leftover(int bits, int i) {
-    return (bits == 5 && i >= 30) || (bits == 6 && i % 16 == 15);
+    return (bits == 5 || bits == 6) && i % 16 == 15;
 }
 // Whether quant i is in place (all below bit 23) only in its word rotated by 16 bits.
 __host__ __device__ constexpr bool rotated(int bits, int i) {
@@ -98,8 +100,7 @@ __host__ __device__ constexpr bool rotated(int bits, int i) {
 }
 // The bit p of field(i) = q * 2^(p-149).
 __host__ __device__ constexpr int field_bit(int bits, int i) {
-    return leftover(bits, i) ? (bits == 5 && i == 31 ? 5 : 0)
-                             : (position(bits, i).bit + (rotated(bits, i) ? 16 : 0)) % 32;
+    return leftover(bits, i) ? 0 : (position(bits, i).bit + (rotated(bits, i) ? 16 : 0)) % 32;
 }
 
 __device__ __forceinline__ float half_low(u32 w) { return __half2float(__ushort_as_half((u16)(w & 0xffff))); }
@@ -147,8 +148,11 @@ struct Quants {
         if constexpr (T == F16) return i % 2 ? half_high(q[i / 2]) : half_low(q[i / 2]);
         if constexpr (T == BF16) return __uint_as_float(i % 2 ? q[i / 2] & 0xffff0000u : __byte_perm(q[i / 2], 0, 0x1044));
         if constexpr (BITS < 16) {
-            if (BITS == 5 && i == 30) return __uint_as_float((q[0] & 0x3) | (q[1] & 0xc) | (q[2] & 0x10));
-            if (BITS == 5 && i == 31) return __uint_as_float((q[2] & 0x20) | (q[3] & 0xc0) | (q[4 % BITS] & 0x300));
+            if (BITS == 5 && i % 16 == 15) {
+                int w = i / 16 * 2;
+                u32 last = i / 16 ? __byte_perm(q[4 % BITS], q[4 % BITS], 0x1032) : q[4 % BITS];
+                return __uint_as_float((last & 0x1) | (q[w] & 0x6) | (q[w + 1] & 0x18));
+            }
             if (BITS == 6 && i % 16 == 15) {
                 int w = i / 16 * 3;
                 return __uint_as_float((q[w] & 0x3) | (q[w + 1] & 0xc) | (q[w + 2] & 0x30));

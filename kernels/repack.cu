@@ -140,10 +140,9 @@ __device__ __forceinline__ void pack(const Decoded& in, u32 words[quant_bits(T)]
         u32 q = in.quant[i];
         if (BITS == 16) {
             words[i / 2] |= q << (i % 2 * 16);
-        } else if (BITS == 5 && i == 30) {
-            words[0] |= q & 0x3, words[1] |= q & 0xc, words[2] |= q & 0x10;
-        } else if (BITS == 5 && i == 31) {
-            words[2] |= q << 5 & 0x20, words[3] |= q << 5 & 0xc0, words[4 % BITS] |= q << 5 & 0x300;
+        } else if (BITS == 5 && i % 16 == 15) {
+            int w = i / 16 * 2;
+            words[4 % BITS] |= (q & 0x1) << i / 16 * 16, words[w] |= q & 0x6, words[w + 1] |= q & 0x18;
         } else if (BITS == 6 && i % 16 == 15) {
             int w = i / 16 * 3;
             words[w] |= q & 0x3, words[(w + 1) % BITS] |= q & 0xc, words[(w + 2) % BITS] |= q & 0x30;

@@ -35,8 +35,6 @@ struct Weights {
     static constexpr int PARTS = BITS == 16 ? 4 : BITS == 8 ? 2 : 1;  // loads that a group takes
     static constexpr int WORDS = BITS < 8 ? BITS : 4;
     static constexpr bool SCALED = BITS < 16;
-    // Whether the second half of a group is like the first, once its words have moved to the place of the first's.
-    static constexpr bool HALVES_ALIKE = BITS != 5;
     // Weights come out times this.
     static constexpr float UNIT = SCALED ? 0x1p-64f : 1.0f;
 
@@ -61,13 +59,17 @@ struct Weights {
         }
     }
 
-    // Brings the second half of a group to where the first was.
+    // Brings the second half of a group to where the first was, which it is like in every type.
     __device__ __forceinline__ void advance() {
         if constexpr (BITS == 4 || BITS == 6) {
 #pragma unroll
             for (int r = 0; r < TILE_ROWS; r++)
 #pragma unroll
                 for (int i = 0; i < WORDS / 2; i++) q[r][i] = q[r][i + WORDS / 2];
+        }
+        if constexpr (BITS == 5) {
+#pragma unroll
+            for (int r = 0; r < TILE_ROWS; r++) q[r][0] = q[r][2], q[r][1] = q[r][3], q[r][4] >>= 16;
         }
     }
 
@@ -78,8 +80,11 @@ struct Weights {
             u32 v = w[i / 4 % 4];
             return (i % 4 < 2 ? v : __byte_perm(v, v, 0x1032)) & 255u << field_bit(8, i);
         } else {
-            if (BITS == 5 && i == 30) return (w[0] & 0x3) | (w[1] & 0xc) | (w[2] & 0x10);
-            if (BITS == 5 && i == 31) return ((w[2] & 0x20) | (w[3] & 0xc0) | (w[4 % WORDS] & 0x300)) >> 5;
+            if (BITS == 5 && i % 16 == 15) {
+                int first = i / 16 * 2;
+                u32 last = i / 16 ? __byte_perm(w[4 % WORDS], w[4 % WORDS], 0x1032) : w[4 % WORDS];
+                return (last & 0x1) | (w[first] & 0x6) | (w[first + 1] & 0x18);
+            }
             if (BITS == 6 && i % 16 == 15) {
                 int first = i / 16 * 3;
                 return (w[first] & 0x3) | (w[first + 1] & 0xc) | (w[first + 2] & 0x30);
@@ -153,7 +158,6 @@ struct Stripes {
     static constexpr int STAGED = (TOKENS + WARPS - 1) / WARPS;  // float4 that a thread stages of half a chunk
     // Registers are short beside 8 tokens and more: then weights wait in one buffer, and the loop's body is half a chunk.
     static constexpr bool TIGHT = OWN >= 8;
-    static constexpr bool ROLLED = TIGHT && Weights<TYPE>::HALVES_ALIKE;
     static constexpr int PARTS = Weights<TYPE>::PARTS;
     static constexpr int BUFFERS = TIGHT || PARTS == 1 ? 1 : 2;
     // A whole group is loaded while another is worked on, where that does not spill.
@@ -290,11 +294,11 @@ struct Stripes {
             float w[TILE_ROWS][4];
             int part = PARTS == 1 ? 0 : PARTS == 2 ? half : half * 2 + quad / 2;
             Weights<TYPE>& own = weights[BUFFERS == 1 ? 0 : part % BUFFERS];
-            own.quad(factors, ((ROLLED ? 0 : half) * HALF_QUADS + quad) * 4, w);
+            own.quad(factors, ((TIGHT ? 0 : half) * HALF_QUADS + quad) * 4, w);
             bool done = PARTS == 1 ? half == 1 && quad == 3 : PARTS == 2 ? quad == 3 : quad % 2 == 1;
             if (done && AHEAD) own = coming;
             else if (done) load(own, tile, part + BUFFERS < PARTS ? chunk : next, (part + BUFFERS) % PARTS);
-            else if (PARTS == 1 && ROLLED && quad == 3) own.advance();
+            else if (PARTS == 1 && TIGHT && quad == 3) own.advance();
             if (TIGHT && half == 1 && quad == 3) load_scales(tile, next);
 #pragma unroll
             for (int t = 0; t < OWN; t++) {
@@ -330,7 +334,7 @@ struct Stripes {
         for (int i = 0; i < STAGED; i++) stage(i, 0, fetch(i, first, 0, true));
         __syncthreads();
         for (int chunk = first; chunk < last; chunk++)
-#pragma unroll(ROLLED ? 1 : 2)
+#pragma unroll(TIGHT ? 1 : 2)
             for (int half = 0; half < 2; half++) half_chunk(tile, chunk, half, last);
     }
 

@@ -15,7 +15,6 @@ use axum::{
     http::{HeaderName, HeaderValue, Method, header},
     middleware,
     response::{IntoResponse, Response},
-    serve::ListenerExt as _,
 };
 use m40llm_engine::{
     Engine,
@@ -24,13 +23,15 @@ use m40llm_engine::{
 use tokio::{net::TcpListener, sync::SetOnce};
 use tower_http::{
     catch_panic::CatchPanicLayer,
-    cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders},
+    cors::{AllowHeaders, AllowOrigin, AllowPrivateNetwork, CorsLayer, ExposeHeaders},
 };
 
 use crate::{
-    error::{ApiError, shape_rejections},
+    auth::{Gate, middleware::guard},
+    error::{ApiError, RETRY_AFTER_MS, shape_rejections},
     observe::{self, Metrics},
     routes,
+    transport::{self, Limits, guard, tls::Tls},
 };
 
 pub use crate::routes::openapi;
@@ -55,6 +56,13 @@ pub struct ServerConfig {
     /// Whether [`serve`] ends when the engine has failed, so that a supervisor starts the process again.
     /// Without, requests are refused and `/health` says `failed` until somebody does.
     pub exit_on_failure: bool,
+    /// The host of the server's own address, where requests may only name that or this machine: without
+    /// keys, on a loopback address, such a name is all that keeps other sites' pages out. `None`: any.
+    pub local_host: Option<String>,
+    /// What connections may take.
+    pub limits: Limits,
+    /// Certificate and key; without, plain HTTP.
+    pub tls: Option<Tls>,
 }
 
 impl ServerConfig {
@@ -68,6 +76,9 @@ impl ServerConfig {
             max_queue: 256,
             keep_alive: Duration::from_secs(15),
             exit_on_failure: true,
+            local_host: None,
+            limits: Limits::default(),
+            tls: None,
         }
     }
 }
@@ -78,6 +89,7 @@ pub struct AppState(Arc<Inner>);
 
 struct Inner {
     config: ServerConfig,
+    gate: Gate,
     model: SetOnce<Arc<Model>>,
     draining: AtomicBool,
     metrics: Metrics,
@@ -100,8 +112,14 @@ impl AppState {
     /// A server without its model yet: it answers `/health` and the documentation, and asks the others
     /// to come again.
     pub fn loading(config: ServerConfig) -> Self {
+        Self::guarded(config, Gate::open())
+    }
+
+    /// As [`AppState::loading`], with a gate that may ask for keys.
+    pub fn guarded(config: ServerConfig, gate: Gate) -> Self {
         Self(Arc::new(Inner {
             config,
+            gate,
             model: SetOnce::new(),
             draining: AtomicBool::new(false),
             metrics: Metrics::default(),
@@ -157,7 +175,13 @@ impl AppState {
         &self.0.config
     }
 
-    pub(crate) fn metrics(&self) -> &Metrics {
+    /// What stands before the routes.
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.0.gate
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
         &self.0.metrics
     }
 
@@ -255,9 +279,11 @@ pub fn app(state: AppState) -> Router {
 fn layered(router: Router<AppState>, state: AppState) -> Router {
     // The last layer is the outermost: ids and counts see every response, also those of CORS.
     router
+        .layer(middleware::from_fn_with_state(state.clone(), guard))
         .layer(middleware::from_fn(shape_rejections))
         .layer(CatchPanicLayer::custom(|_| panicked()))
         .layer(cors(&state.config().cors_origins))
+        .layer(middleware::from_fn_with_state(state.clone(), guard::guard))
         .layer(middleware::from_fn_with_state(state.clone(), observe::track))
         .with_state(state)
 }
@@ -281,6 +307,7 @@ fn cors(origins: &[String]) -> CorsLayer {
         HeaderName::from_static("openai-processing-ms"),
         HeaderName::from_static("x-should-retry"),
         header::RETRY_AFTER,
+        RETRY_AFTER_MS,
     ];
     for kind in ["requests", "tokens"] {
         for what in ["limit", "remaining", "reset"] {
@@ -289,9 +316,11 @@ fn cors(origins: &[String]) -> CorsLayer {
     }
     CorsLayer::new()
         .allow_origin(allowed)
-        .allow_methods([Method::GET, Method::POST])
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(ExposeHeaders::list(exposed))
+        // An allowed page may be on the Internet and this server not: browsers that ask are told so.
+        .allow_private_network(AllowPrivateNetwork::yes())
         .max_age(Duration::from_secs(600))
 }
 
@@ -311,18 +340,8 @@ fn is_loopback(origin: &HeaderValue) -> bool {
         }
         _ => authority,
     };
-    match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
-        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok_and(|ip| ip.is_loopback()),
-        None => {
-            host == "localhost"
-                || host.ends_with(".localhost")
-                || host.parse::<std::net::Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
-        }
-    }
+    guard::is_loopback(host)
 }
-
-/// How long finished answers may take to reach slow clients at the end.
-const FLUSH: Duration = Duration::from_secs(10);
 
 /// Serves until `shutdown` is ready, then refuses new work, finishes what was taken while `/health` says
 /// `draining`, and returns.
@@ -334,33 +353,22 @@ pub async fn serve(
     state: AppState,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    let (drained, mut flush) = tokio::sync::oneshot::channel::<()>();
-    let graceful = {
-        let state = state.clone();
-        async move {
-            tokio::select! {
-                () = shutdown => {}
-                words = state.failed(), if state.config().exit_on_failure => {
-                    tracing::error!("{words}: ending, once the answers are delivered");
-                }
+    let end = async {
+        tokio::select! {
+            () = shutdown => {}
+            words = state.failed(), if state.config().exit_on_failure => {
+                tracing::error!("{words}: ending, once the answers are delivered");
             }
-            state.drain();
-            state.idle().await;
-            let _ = drained.send(());
         }
+        state.drain();
+        state.idle().await;
     };
-    // Tokens are small and each is wanted at once.
-    let listener = listener.tap_io(|tcp| {
-        let _ = tcp.set_nodelay(true);
-    });
-    let server = axum::serve(listener, app(state.clone())).with_graceful_shutdown(graceful);
-    tokio::select! {
-        result = server.into_future() => result?,
-        () = async {
-            // An error means that the server itself has returned, and with it the other arm.
-            let _ = (&mut flush).await;
-            tokio::time::sleep(FLUSH).await;
-        } => {}
+    let ServerConfig { limits, tls, .. } = state.config();
+    transport::serve(listener, app(state.clone()), limits.clone(), tls.clone(), end).await?;
+    if let Some(store) = state.gate().store()
+        && let Err(error) = store.flush().await
+    {
+        tracing::error!("the last accounts may be missing: {error}");
     }
     match state.failure() {
         Some(words) => Err(io::Error::other(words)),

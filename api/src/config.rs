@@ -4,6 +4,8 @@
 //! `ctx-size`. A flag wins over the environment, the environment over the file. One parser a setting
 //! serves all three, so that they allow the same values and refuse with the same words.
 
+#[cfg(feature = "server")]
+mod reload;
 mod values;
 
 use std::{
@@ -11,12 +13,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use m40llm::auth::{SigningSecret, vault::VaultConfig};
 use m40llm_engine::{BackendChoice, DeviceId, EngineConfig, KvType, PrefixCache, text::PromptFormat};
+use tracing::level_filters::LevelFilter;
 
-pub(crate) use values::{Addr, addr, prompt_format};
+#[cfg(feature = "server")]
+pub(crate) use reload::{Reloaded, Reloader};
+pub(crate) use values::{Addr, LogFormat, OtlpEndpoint, addr, pem_file, prompt_format};
 use values::{
     Backend, OnDeviceFailure, Origins, backend, boolean, cors_origins, ctx_size, device, kv_memory, kv_type,
-    max_batch, max_queue, model_alias, on_device_failure, prefix_cache, threads, trace_file,
+    log_format, log_level, max_batch, max_connections, max_queue, model_alias, on_device_failure,
+    otlp_endpoint, prefix_cache, state_dir, threads, trace_file,
 };
 
 /// The command line or the configuration is wrong: exit code 2. One line.
@@ -25,7 +32,7 @@ use values::{
 pub(crate) struct ConfigError(pub String);
 
 /// Flags of every command that loads a model.
-#[derive(Debug, Default, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct ModelArgs {
     /// Where the model runs; auto takes a CUDA device where there is one, else the CPU [default: auto]
     #[arg(long, value_name = "auto|cuda|cpu", value_parser = backend)]
@@ -53,6 +60,10 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           value_parser = boolean)]
     cuda_graphs: Option<bool>,
+    /// Read prompts on a CUDA device with cuBLAS, loaded now, instead of our own kernels [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          value_parser = boolean)]
+    enable_cublas: Option<bool>,
     /// Time every kernel on a CUDA device: at the end a table on stderr, and a Chrome trace in this file
     #[arg(long, value_name = "FILE.json", value_parser = trace_file)]
     trace_kernels: Option<PathBuf>,
@@ -63,7 +74,7 @@ pub(crate) struct ModelArgs {
 
 /// Flags of `run`.
 #[cfg_attr(not(feature = "server"), allow(dead_code, reason = "run needs the server"))]
-#[derive(Debug, Default, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct ServeArgs {
     /// Address to listen on [default: 127.0.0.1:58439]
     #[arg(long, value_name = "HOST:PORT", value_parser = addr)]
@@ -88,6 +99,13 @@ pub(crate) struct ServeArgs {
     /// [default: pages served from loopback addresses]
     #[arg(long, value_name = "LIST", value_parser = cors_origins)]
     cors_origins: Option<Origins>,
+    /// Where keys and accounts are kept [default: $XDG_STATE_HOME/m40llm, else ~/.local/state/m40llm]
+    #[arg(long, value_name = "DIR", value_parser = state_dir)]
+    state_dir: Option<PathBuf>,
+    /// Ask for a key at /docs and /openapi.json too
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          value_parser = boolean)]
+    private_docs: Option<bool>,
     /// Serve whoever asks, on any address
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           value_parser = boolean)]
@@ -95,6 +113,25 @@ pub(crate) struct ServeArgs {
     /// Once the device has failed: exit, with code 1, or stay and refuse requests [default: exit]
     #[arg(long, value_name = "exit|stay", value_parser = on_device_failure)]
     on_device_failure: Option<OnDeviceFailure>,
+    /// Serve https with this certificate chain (PEM, read again when it changes); needs --tls-key
+    #[arg(long, value_name = "FILE.pem", value_parser = pem_file)]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM)
+    #[arg(long, value_name = "FILE.pem", value_parser = pem_file)]
+    tls_key: Option<PathBuf>,
+    /// Most connections at once; further ones wait [default: 4096, as far as file descriptors allow]
+    #[arg(long, value_name = "N", value_parser = max_connections)]
+    max_connections: Option<usize>,
+    /// How log lines are written: text, or json, an object a line [default: text]
+    #[arg(long, value_name = "text|json", value_parser = log_format)]
+    log_format: Option<LogFormat>,
+    /// What is logged: error, warn, info, debug or trace [default: info]
+    #[arg(long, value_name = "LEVEL", value_parser = log_level)]
+    log_level: Option<LevelFilter>,
+    /// Send spans to this OpenTelemetry collector, by OTLP over HTTP; also OTEL_EXPORTER_OTLP_ENDPOINT
+    /// [default: to none]
+    #[arg(long, value_name = "http://HOST:PORT", value_parser = otlp_endpoint)]
+    otlp_endpoint: Option<OtlpEndpoint>,
     #[command(flatten)]
     model: ModelArgs,
 }
@@ -124,10 +161,22 @@ pub(crate) struct ServeConfig {
     pub prompt_format: PromptFormat,
     /// Origins of pages that may call; empty: those served from loopback addresses.
     pub cors_origins: Vec<String>,
-    /// Serve whoever asks.
-    pub no_auth: bool,
+    /// Where keys are; absent: serve whoever asks.
+    pub vault: Option<VaultConfig>,
+    /// Ask for a key at the documentation too.
+    pub private_docs: bool,
     /// End the process once the device has failed.
     pub exit_on_failure: bool,
+    /// Certificate and key; without, plain HTTP.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// Most connections at once, when said.
+    pub max_connections: Option<usize>,
+    /// The form of log lines.
+    pub log_format: LogFormat,
+    /// What is logged.
+    pub log_level: LevelFilter,
+    /// The collector of spans.
+    pub otlp_endpoint: Option<OtlpEndpoint>,
 }
 
 impl ModelArgs {
@@ -169,6 +218,7 @@ impl ModelArgs {
             cuda_graphs: layers
                 .pick(self.cuda_graphs, "cuda-graphs", boolean)?
                 .unwrap_or(defaults.cuda_graphs),
+            cublas: layers.pick(self.enable_cublas, "enable-cublas", boolean)?.unwrap_or(defaults.cublas),
             ..defaults
         };
         let trace_file = layers.pick(self.trace_kernels, "trace-kernels", trace_file)?;
@@ -178,12 +228,6 @@ impl ModelArgs {
 
 #[cfg_attr(not(feature = "server"), allow(dead_code, reason = "run needs the server"))]
 impl ServeArgs {
-    /// All layers taken together.
-    pub(crate) fn resolve(self) -> Result<ServeConfig, ConfigError> {
-        let layers = Layers::read(self.model.config.as_deref())?;
-        self.resolve_in(&layers)
-    }
-
     fn resolve_in(self, layers: &Layers) -> Result<ServeConfig, ConfigError> {
         let mut model = self.model.resolve_in(layers)?;
         if let Some(n) = layers.pick(self.max_batch, "max-batch", max_batch)? {
@@ -195,6 +239,20 @@ impl ServeArgs {
         if let Some(scope) = layers.pick(self.prefix_cache, "prefix-cache", prefix_cache)? {
             model.engine.prefix_cache = scope;
         }
+        let cert = layers.pick(self.tls_cert, "tls-cert", pem_file)?;
+        let key = layers.pick(self.tls_key, "tls-key", pem_file)?;
+        let tls = match (cert, key) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            (Some(_), None) => {
+                return Err(ConfigError("tls-cert is set and tls-key is not: set both".into()));
+            }
+            (None, Some(_)) => {
+                return Err(ConfigError("tls-key is set and tls-cert is not: set both".into()));
+            }
+        };
+        let no_auth = layers.pick(self.no_auth, "no-auth", boolean)?.unwrap_or(false);
+        let vault = if no_auth { None } else { Some(layers.vault(self.state_dir)?) };
         Ok(ServeConfig {
             model,
             addr: layers.pick(self.addr, "addr", addr)?.unwrap_or_default(),
@@ -203,12 +261,41 @@ impl ServeArgs {
                 .pick(self.prompt_format, "prompt-format", prompt_format)?
                 .unwrap_or_default(),
             cors_origins: layers.pick(self.cors_origins, "cors-origins", cors_origins)?.unwrap_or_default().0,
-            no_auth: layers.pick(self.no_auth, "no-auth", boolean)?.unwrap_or(false),
+            vault,
+            private_docs: layers.pick(self.private_docs, "private-docs", boolean)?.unwrap_or(false),
             exit_on_failure: layers
                 .pick(self.on_device_failure, "on-device-failure", on_device_failure)?
                 .unwrap_or_default()
                 == OnDeviceFailure::Exit,
+            tls,
+            max_connections: layers.pick(self.max_connections, "max-connections", max_connections)?,
+            log_format: layers.pick(self.log_format, "log-format", log_format)?.unwrap_or_default(),
+            log_level: layers.pick(self.log_level, "log-level", log_level)?.unwrap_or(LevelFilter::INFO),
+            otlp_endpoint: layers.pick_also(
+                self.otlp_endpoint,
+                "otlp-endpoint",
+                Some("OTEL_EXPORTER_OTLP_ENDPOINT"),
+                otlp_endpoint,
+            )?,
         })
+    }
+}
+
+/// Flags of `keys`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct StateArgs {
+    /// Where keys and accounts are kept [default: $XDG_STATE_HOME/m40llm, else ~/.local/state/m40llm]
+    #[arg(long, global = true, value_name = "DIR", value_parser = state_dir)]
+    state_dir: Option<PathBuf>,
+    /// Read the state directory's path from this TOML file, as `run` does
+    #[arg(long, global = true, value_name = "FILE.toml")]
+    config: Option<PathBuf>,
+}
+
+impl StateArgs {
+    /// All layers taken together.
+    pub(crate) fn resolve(self) -> Result<VaultConfig, ConfigError> {
+        Layers::read(self.config.as_deref())?.vault(self.state_dir)
     }
 }
 
@@ -216,6 +303,13 @@ impl ServeArgs {
 pub(crate) fn health_addr(flag: Option<Addr>) -> Result<Addr, ConfigError> {
     let layers = Layers { env: Box::new(environment), file: None };
     Ok(layers.pick(flag, "addr", addr)?.unwrap_or_default())
+}
+
+/// The certificate that `health` expects: its flag, else `M40LLM_TLS_CERT`.
+#[cfg_attr(not(feature = "server"), allow(dead_code, reason = "TLS comes with the server"))]
+pub(crate) fn health_cert(flag: Option<PathBuf>) -> Result<Option<PathBuf>, ConfigError> {
+    let layers = Layers { env: Box::new(environment), file: None };
+    layers.pick(flag, "tls-cert", pem_file)
 }
 
 /// How a setting is written in TOML.
@@ -246,11 +340,20 @@ const KEYS: &[Key] = &[
     Key("kv-memory", Kind::Name, |s| kv_memory(s).map(drop)),
     Key("prefix-cache", Kind::Text, |s| prefix_cache(s).map(drop)),
     Key("cuda-graphs", Kind::Truth, |s| boolean(s).map(drop)),
+    Key("enable-cublas", Kind::Truth, |s| boolean(s).map(drop)),
     Key("trace-kernels", Kind::Text, |s| trace_file(s).map(drop)),
     Key("prompt-format", Kind::Text, |s| prompt_format(s).map(drop)),
     Key("cors-origins", Kind::Text, |s| cors_origins(s).map(drop)),
+    Key("state-dir", Kind::Text, |s| state_dir(s).map(drop)),
+    Key("private-docs", Kind::Truth, |s| boolean(s).map(drop)),
     Key("no-auth", Kind::Truth, |s| boolean(s).map(drop)),
     Key("on-device-failure", Kind::Text, |s| on_device_failure(s).map(drop)),
+    Key("tls-cert", Kind::Text, |s| pem_file(s).map(drop)),
+    Key("tls-key", Kind::Text, |s| pem_file(s).map(drop)),
+    Key("max-connections", Kind::Number, |s| max_connections(s).map(drop)),
+    Key("log-format", Kind::Text, |s| log_format(s).map(drop)),
+    Key("log-level", Kind::Text, |s| log_level(s).map(drop)),
+    Key("otlp-endpoint", Kind::Text, |s| otlp_endpoint(s).map(drop)),
 ];
 
 /// A variable's value by its name.
@@ -259,9 +362,11 @@ type Environment = Box<dyn Fn(&str) -> Option<OsString>>;
 /// The layers under the flags.
 struct Layers {
     env: Environment,
-    /// The file's keys and values, checked, as their parsers read them.
-    file: Option<Vec<(&'static str, String)>>,
+    file: Option<Values>,
 }
+
+/// A file's keys and values, checked, as their parsers read them.
+type Values = Vec<(&'static str, String)>;
 
 #[expect(clippy::disallowed_methods, reason = "this is the place where the environment is read")]
 fn environment(name: &str) -> Option<OsString> {
@@ -287,11 +392,23 @@ impl Layers {
         key: &str,
         parse: fn(&str) -> Result<T, String>,
     ) -> Result<Option<T>, ConfigError> {
+        self.pick_also(flag, key, None, parse)
+    }
+
+    /// As [`Layers::pick`], where other programs read the variable `also` for the same.
+    fn pick_also<T>(
+        &self,
+        flag: Option<T>,
+        key: &str,
+        also: Option<&str>,
+        parse: fn(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, ConfigError> {
         if flag.is_some() {
             return Ok(flag);
         }
         let variable = format!("M40LLM_{}", key.to_uppercase().replace('-', "_"));
-        if let Some(value) = (self.env)(&variable).filter(|v| !v.is_empty()) {
+        for variable in [Some(variable.as_str()), also].into_iter().flatten() {
+            let Some(value) = (self.env)(variable).filter(|v| !v.is_empty()) else { continue };
             let Some(value) = value.to_str() else {
                 return Err(ConfigError(format!("the environment variable {variable} is not UTF-8")));
             };
@@ -305,8 +422,40 @@ impl Layers {
     }
 }
 
+impl Layers {
+    /// Where keys are kept. The secret that signs them is a variable only: flags show in process lists, and
+    /// files of settings are passed around.
+    fn vault(&self, state_dir: Option<PathBuf>) -> Result<VaultConfig, ConfigError> {
+        const SECRET: &str = "M40LLM_SIGNING_SECRET";
+        let dir = match self.pick(state_dir, "state-dir", values::state_dir)? {
+            Some(dir) => dir,
+            None => self.default_state_dir()?,
+        };
+        let secret = (self.env)(SECRET).filter(|v| !v.is_empty());
+        let signing_secret = secret.map(|secret| {
+            let secret = secret.to_str().ok_or_else(|| "text is allowed".to_owned());
+            secret.and_then(SigningSecret::new)
+        });
+        let signing_secret = signing_secret
+            .transpose()
+            .map_err(|allowed| ConfigError(format!("the environment variable {SECRET}: {allowed}")))?;
+        Ok(VaultConfig { dir, signing_secret })
+    }
+
+    fn default_state_dir(&self) -> Result<PathBuf, ConfigError> {
+        // A relative path counts as none, says the XDG specification.
+        let path = |name: &str| (self.env)(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let base = path("XDG_STATE_HOME").or_else(|| path("HOME").map(|home| home.join(".local/state")));
+        base.map(|base| base.join("m40llm")).ok_or_else(|| {
+            ConfigError(
+                "neither XDG_STATE_HOME nor HOME says where keys are kept: give --state-dir DIR".to_owned(),
+            )
+        })
+    }
+}
+
 /// Reads and checks a whole TOML file: a wrong line is an error even where a flag overrides it.
-fn read_file(path: &Path) -> Result<Vec<(&'static str, String)>, ConfigError> {
+fn read_file(path: &Path) -> Result<Values, ConfigError> {
     let file = path.display();
     let text = std::fs::read_to_string(path)
         .map_err(|e| ConfigError(format!("cannot read the configuration file {file}: {e}")))?;
@@ -360,6 +509,8 @@ mod tests {
         )
     }
 
+    const HOME: (&str, &str) = ("HOME", "/home/u");
+
     fn serve(
         args: ServeArgs,
         env: &'static [(&'static str, &'static str)],
@@ -380,12 +531,12 @@ mod tests {
         assert_eq!(config.model.engine.ctx_size, Some(20));
         assert_eq!(config.model.engine.max_batch, 100);
         assert_eq!(config.model_alias.as_deref(), Some("filed"), "an empty variable counts as absent");
-        assert!(config.no_auth && !config.exit_on_failure);
+        assert!(config.vault.is_none() && !config.exit_on_failure);
     }
 
     #[test]
     fn nothing_said_is_the_contracts_defaults() {
-        let config = serve(ServeArgs::default(), &[], "").expect("a configuration");
+        let config = serve(ServeArgs::default(), &[HOME], "").expect("a configuration");
         assert_eq!(config.addr.to_string(), "127.0.0.1:58439");
         assert_eq!(config.model.engine.max_queue, 256);
         assert_eq!(config.model.engine.kv_type, KvType::F16);
@@ -393,14 +544,35 @@ mod tests {
         assert_eq!(config.model.engine.kv_memory, None);
         assert_eq!(config.model.engine.backend, BackendChoice::Auto);
         assert_eq!(config.prompt_format, PromptFormat::Auto);
-        assert!(!config.no_auth && config.model.asked_device.is_empty());
+        let vault = config.vault.expect("keys");
+        assert_eq!(vault.dir, Path::new("/home/u/.local/state/m40llm"));
+        assert!(vault.signing_secret.is_none() && !config.private_docs);
+        assert!(config.model.asked_device.is_empty());
         assert!(config.exit_on_failure);
+        assert_eq!((config.log_format, config.log_level), (LogFormat::Text, LevelFilter::INFO));
+        assert_eq!(config.otlp_endpoint, None);
+    }
+
+    #[test]
+    fn the_collectors_usual_variable_stands_between_ours_and_the_file() {
+        const TOML: &str = "otlp-endpoint = \"http://file:1\"";
+        const USUAL: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://usual:1");
+        let chosen = |env| {
+            let config = serve(ServeArgs::default(), env, TOML).expect("a configuration");
+            config.otlp_endpoint.expect("an endpoint").authority
+        };
+        assert_eq!(chosen(&[]), "file:1");
+        assert_eq!(chosen(&[USUAL]), "usual:1");
+        assert_eq!(chosen(&[USUAL, ("M40LLM_OTLP_ENDPOINT", "http://ours:1")]), "ours:1");
+        let error = serve(ServeArgs::default(), &[("OTEL_EXPORTER_OTLP_ENDPOINT", "grpc://a:1")], "");
+        assert!(error.expect_err("grpc").0.contains("OTEL_EXPORTER_OTLP_ENDPOINT is \"grpc://a:1\""));
     }
 
     #[test]
     fn a_flag_set_to_false_overrides_the_layers_below() {
         let args = ServeArgs { no_auth: Some(false), ..Default::default() };
-        assert!(!serve(args, &[("M40LLM_NO_AUTH", "1")], "no-auth = true").expect("a configuration").no_auth);
+        let env = &[HOME, ("M40LLM_NO_AUTH", "1")];
+        assert!(serve(args, env, "no-auth = true").expect("a configuration").vault.is_some());
     }
 
     #[test]
@@ -429,12 +601,46 @@ mod tests {
                 "--backend cuda --device 0 --require-sm52",
             ),
         ] {
-            let model = serve(ServeArgs::default(), &[], toml).expect(toml).model;
+            let model = serve(ServeArgs::default(), &[HOME], toml).expect(toml).model;
             assert_eq!((model.engine.backend, model.asked_device.as_str()), (choice, asked), "{toml}");
         }
         for toml in ["backend = \"cpu\"\ndevice = 0", "backend = \"cpu\"\nrequire-sm52 = true"] {
             let error = serve(ServeArgs::default(), &[], toml).expect_err(toml).0;
             assert!(error.contains("backend cpu"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_state_directory_follows_xdg() {
+        const XDG: (&str, &str) = ("XDG_STATE_HOME", "/x");
+        let dir = |env, toml| serve(ServeArgs::default(), env, toml).map(|c| c.vault.expect("keys").dir);
+        assert_eq!(dir(&[HOME, XDG], ""), Ok("/x/m40llm".into()));
+        assert_eq!(dir(&[HOME, ("XDG_STATE_HOME", "x")], ""), Ok("/home/u/.local/state/m40llm".into()));
+        assert_eq!(dir(&[HOME, XDG], "state-dir = \"/file\""), Ok("/file".into()));
+        assert_eq!(dir(&[("M40LLM_STATE_DIR", "/env")], "state-dir = \"/file\""), Ok("/env".into()));
+        assert!(dir(&[], "").expect_err("nowhere").0.contains("--state-dir"));
+    }
+
+    #[test]
+    fn a_bad_signing_secret_is_refused_and_not_shown() {
+        const LONG: (&str, &str) = ("M40LLM_SIGNING_SECRET", "0123456789abcdef0123456789abcdef");
+        let error = serve(ServeArgs::default(), &[HOME, ("M40LLM_SIGNING_SECRET", "hunter2")], "")
+            .expect_err("short");
+        assert!(error.0.contains("M40LLM_SIGNING_SECRET") && error.0.contains("32"), "{error}");
+        assert!(!error.0.contains("hunter2"), "{error}");
+        let config = serve(ServeArgs::default(), &[HOME, LONG], "").expect("a configuration");
+        assert!(!format!("{config:?}").contains("0123456789abcdef"));
+    }
+
+    #[test]
+    fn certificate_and_key_come_together() {
+        let both = "tls-cert = \"c.pem\"\ntls-key = \"k.pem\"";
+        let tls = serve(ServeArgs::default(), &[HOME], both).expect("a configuration").tls;
+        assert_eq!(tls, Some(("c.pem".into(), "k.pem".into())));
+        for (given, missing) in [("tls-cert", "tls-key is not"), ("tls-key", "tls-cert is not")] {
+            let toml = format!("{given} = \"x.pem\"");
+            let error = serve(ServeArgs::default(), &[], &toml).expect_err(given).0;
+            assert!(error.starts_with(given) && error.contains(missing), "{error}");
         }
     }
 
@@ -456,10 +662,15 @@ mod tests {
             ("on-device-failure = \"hang\"", &["\"on-device-failure\"", "exit, stay"]),
             ("prefix-cache = \"all\"", &["\"prefix-cache\"", "shared, per-caller, off"]),
             ("kv-memory = \"4 bananas\"", &["\"kv-memory\"", "512MB"]),
+            ("log-format = \"xml\"", &["\"log-format\"", "text, json"]),
+            ("log-level = \"loud\"", &["\"log-level\"", "error, warn, info, debug, trace"]),
+            ("otlp-endpoint = \"https://a:4318\"", &["\"otlp-endpoint\"", "http://127.0.0.1:4318"]),
             ("no-auth = 1", &["\"no-auth\"", "m40llm.toml", "true and false"]),
             ("cors-origins = \"https://a/b\"", &["\"cors-origins\"", "https://app.example"]),
             ("addr = \"localhost\"", &["\"addr\"", "m40llm.toml", "HOST:PORT"]),
             ("[server]\naddr = \"x\"", &["\"server\"", "m40llm.toml"]),
+            ("max-connections = 0", &["\"max-connections\"", "from 1 to 1048576"]),
+            ("tls-cert = \"\"", &["\"tls-cert\"", "PEM file"]),
             ("threads 2", &["m40llm.toml", "line 1"]),
         ] {
             let error = layers(&[], toml).err().expect(toml).0;

@@ -1,15 +1,20 @@
 //! The one error of the gateway, and the only mapping to HTTP status and body.
 
+use std::time::Duration;
+
 use axum::{
     Json,
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use m40llm_engine::{EngineError, SubmitError, text::TextError};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::MAX_BODY_BYTES;
+use crate::{
+    MAX_BODY_BYTES,
+    auth::{AuthError, Scope},
+};
 
 /// The body of every error.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -30,7 +35,7 @@ pub struct ErrorDetail {
     /// The request's field at fault, such as `messages[0].content[1]`.
     #[schema(example = "temperature", required)]
     pub param: Option<String>,
-    /// For programs, such as `context_length_exceeded`, `model_not_found`, `overloaded`.
+    /// For programs, such as `invalid_api_key`, `context_length_exceeded`, `model_not_found`, `overloaded`.
     #[schema(required)]
     pub code: Option<&'static str>,
 }
@@ -40,13 +45,19 @@ pub struct ErrorDetail {
 pub struct ApiError {
     status: StatusCode,
     detail: ErrorDetail,
-    /// Seconds after which another try makes sense.
-    retry_after: Option<u64>,
+    /// When another try makes sense.
+    retry_after: Option<Duration>,
 }
 
 /// Marks responses whose body is settled, for [`shape_rejections`].
 #[derive(Clone, Copy)]
 pub(crate) struct Shaped;
+
+/// Beside `Retry-After`, and finer; the SDKs prefer it.
+pub(crate) const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+/// An error response's code, or its type where it has none: what logs call it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ErrorName(pub(crate) &'static str);
 
 const INVALID: &str = "invalid_request_error";
 const SERVER: &str = "server_error";
@@ -87,12 +98,81 @@ impl ApiError {
         error
     }
 
+    /// 403 for a request that names another machine; see [`crate::transport`].
+    pub fn foreign_host(host: &str) -> Self {
+        let message = format!(
+            "The Host {host:?} is not this machine: without API keys this server answers to localhost and its own \
+             address only, so that pages of other sites cannot use it. Create a key (`m40llm keys create`), or let \
+             everybody in with --no-auth."
+        );
+        let mut error = Self::new(StatusCode::FORBIDDEN, "permission_error", message);
+        error.detail.code = Some("host_not_allowed");
+        error
+    }
+
+    /// 408: the body stopped coming; the connection is over.
+    pub fn body_timeout() -> Self {
+        let message = "The body came too slowly; send it in one go.";
+        Self::new(StatusCode::REQUEST_TIMEOUT, INVALID, message)
+    }
+
     /// 503: try again in a while.
     pub fn overloaded(message: impl Into<String>) -> Self {
         let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, message);
         error.detail.code = Some("overloaded");
-        error.retry_after = Some(5);
+        error.retry_after = Some(Duration::from_secs(5));
         error
+    }
+
+    /// 401: no key, or none that is valid.
+    pub fn unauthorized(message: impl Into<String>) -> Self {
+        let mut error = Self::new(StatusCode::UNAUTHORIZED, INVALID, message);
+        error.detail.code = Some("invalid_api_key");
+        error
+    }
+
+    /// 401 for the management of keys while there is none.
+    pub fn no_admin_key() -> Self {
+        Self::unauthorized(
+            "Keys are managed with a key of the scope `admin`, and this server has no key yet: make one with \
+             `m40llm keys create --name NAME --scope admin`.",
+        )
+    }
+
+    /// 403: a valid key, for something else.
+    pub fn insufficient_scope(needed: Scope, has: &[Scope]) -> Self {
+        let has: Vec<_> = has.iter().map(|scope| format!("`{scope}`")).collect();
+        let message =
+            format!("This route needs a key with the scope `{needed}`; yours has {}.", has.join(", "));
+        let mut error = Self::new(StatusCode::FORBIDDEN, "permission_error", message);
+        error.detail.code = Some("insufficient_scope");
+        error
+    }
+
+    /// 429: a limit of the caller's, until `wait` is over.
+    pub fn rate_limited(message: impl Into<String>, wait: Duration) -> Self {
+        let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
+        error.detail.code = Some("rate_limit_exceeded");
+        error.retry_after = Some(wait);
+        error
+    }
+
+    /// 429 for an address that keeps trying keys.
+    pub fn too_many_failures(wait: Duration) -> Self {
+        Self::rate_limited("Too many requests without a valid API key came from this address; wait.", wait)
+    }
+
+    /// What the management of keys may be told.
+    pub fn auth(error: &AuthError) -> Self {
+        match error {
+            AuthError::UnknownKey(_) => Self::request(StatusCode::NOT_FOUND, format!("{error}.")),
+            AuthError::Invalid(_) => Self::request(StatusCode::BAD_REQUEST, format!("{error}.")),
+            AuthError::Secret(_) => Self::request(StatusCode::CONFLICT, format!("{error}.")),
+            AuthError::State(_) | AuthError::Database(_) => {
+                tracing::error!("{error}");
+                Self::internal("The key store failed; the server's log says how.")
+            }
+        }
     }
 
     /// 500.
@@ -150,10 +230,22 @@ impl From<EngineError> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
-        if let Some(seconds) = self.retry_after {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        let headers = response.headers_mut();
+        if let Some(wait) = self.retry_after {
+            let wait = wait.clamp(Duration::from_secs(1), Duration::from_secs(60));
+            let milliseconds = wait.as_nanos().div_ceil(1_000_000) as u64;
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(milliseconds.div_ceil(1000)));
+            headers.insert(RETRY_AFTER_MS, HeaderValue::from(milliseconds));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if self.status == StatusCode::REQUEST_TIMEOUT {
+            // What is left of the request would be taken for the next one.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response.extensions_mut().insert(Shaped);
+        response.extensions_mut().insert(ErrorName(self.detail.code.unwrap_or(self.detail.r#type)));
         response
     }
 }

@@ -7,17 +7,20 @@
 //! | --- | --- |
 //! | [`app`] | state, router, layers, serving |
 //! | `routes` | one file a resource |
+//! | [`auth`] | keys: made, checked, accounted for |
 //! | [`openai`] | wire types, nothing else |
 //! | [`validate`] | wire types to engine requests; every 400 with its `param` |
 //! | `logprobs` | token log-probabilities in both of OpenAI's shapes |
 //! | [`stream`] | engine events to one answer, server-sent events or NDJSON |
 //! | [`error`] | the one error and its HTTP form |
 //! | [`observe`] | request ids, logs, metrics |
+//! | [`transport`] | connections: TLS, time limits, security headers |
 
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "server")]
 pub mod app;
+pub mod auth;
 #[cfg(feature = "server")]
 pub mod error;
 #[cfg(feature = "server")]
@@ -30,6 +33,8 @@ pub mod openai;
 mod routes;
 #[cfg(feature = "server")]
 pub mod stream;
+#[cfg(feature = "server")]
+pub mod transport;
 #[cfg(feature = "server")]
 pub mod validate;
 

@@ -7,19 +7,26 @@ use std::{
 };
 
 use axum::{
+    Extension,
     body::{Body, Bytes},
     http::{HeaderName, HeaderValue, header},
     response::{IntoResponse, Response},
 };
 use futures_util::stream::{self, BoxStream};
-use m40llm_engine::{EngineError, Event, FinishReason, GenerateRequest, Generation, TokenOut};
+use m40llm_engine::{EngineError, Event, FinishReason, GenerateRequest, Generation, Timings, TokenOut};
 use serde::Serialize;
 use tokio_stream::{StreamExt as _, StreamMap};
 
 use crate::{
     app::{AppState, Model},
+    auth::{
+        Identity,
+        ticket::{Demand, Ticket},
+    },
     error::ApiError,
+    observe::{self, RequestLog, Work},
     openai::Usage,
+    transport::Filler,
 };
 
 /// The sequences of one request, their events merged as they come. Dropping it cancels all of them.
@@ -29,10 +36,25 @@ pub(crate) struct Sequences {
     /// Sequences that share a prompt: so many follow one another.
     per_prompt: usize,
     usage: Usage,
+    /// After `events`, as fields are dropped in their order: the work is given up before it is settled.
+    ticket: Ticket,
     state: AppState,
-    /// When the request was submitted; taken when the first output has come.
-    waiting_since: Option<Instant>,
+    log: RequestLog,
+    parts: Vec<Part>,
     started: Instant,
+    first_output: Option<Duration>,
+    failed: bool,
+}
+
+/// What is kept of a sequence for logs and metrics.
+struct Part {
+    timings: Timings,
+    /// Tokens of its prompt, unless a sequence before it has the same.
+    prompt_tokens: u64,
+    /// Tokens so far.
+    tokens: u64,
+    last_output: Option<Instant>,
+    reason: Option<FinishReason>,
 }
 
 /// A finished sequence.
@@ -49,56 +71,92 @@ pub(crate) struct Outcome {
 }
 
 impl Sequences {
-    /// Submits all `requests`, of which each `per_prompt` share a prompt, or none. `param` is the field
-    /// that prompts come from.
+    /// Submits all `requests` of `identity`, of which each `per_prompt` share a prompt, or none. `param` is the
+    /// field that prompts come from.
     pub(crate) fn submit(
         state: &AppState,
+        identity: &Identity,
+        log: &RequestLog,
         model: &Arc<Model>,
         requests: Vec<GenerateRequest>,
         per_prompt: usize,
         param: &str,
     ) -> Result<Self, ApiError> {
         let count = requests.len();
+        let mut ticket = Ticket::open(state, identity, Demand::of(&requests, per_prompt))?;
+        let mut meters = Vec::with_capacity(count);
+        log.set_model(&state.config().model_id);
         let mut streams = StreamMap::with_capacity(count);
+        let mut parts = Vec::with_capacity(count);
         let mut requests = requests.into_iter().peekable();
-        while requests.peek().is_some() {
+        while let Some(prompt_tokens) = requests.peek().map(|first| first.prompt.len() as u64) {
             let choices = requests.by_ref().take(per_prompt).collect();
             // On an error the generations before these are dropped, and so cancelled.
             let generations = model.engine.submit_choices(choices).map_err(|e| ApiError::submit(e, param))?;
-            for generation in generations {
+            for (choice, generation) in generations.into_iter().enumerate() {
+                meters.push(Arc::clone(generation.meter()));
+                let prompt_tokens = if choice == 0 { prompt_tokens } else { 0 };
+                let timings = generation.timings();
+                parts.push(Part { timings, prompt_tokens, tokens: 0, last_output: None, reason: None });
                 streams.insert(streams.len(), events(generation));
             }
         }
-        let now = Instant::now();
+        ticket.start(meters, per_prompt);
         Ok(Self {
             events: streams,
             count,
             per_prompt,
             usage: Usage::default(),
+            ticket,
             state: state.clone(),
-            waiting_since: Some(now),
-            started: now,
+            log: log.clone(),
+            parts,
+            started: Instant::now(),
+            first_output: None,
+            failed: false,
         })
     }
 
     /// The next event of any sequence; `None` after the last sequence's end.
     pub(crate) async fn next(&mut self) -> Option<(usize, Event)> {
         let (i, event) = self.events.next().await?;
-        if let Event::Text { .. } | Event::Done { .. } = &event
-            && let Some(since) = self.waiting_since.take()
-        {
-            self.state.metrics().observe_first_token(since.elapsed());
-        }
-        if let Event::Done { usage, .. } = &event {
-            let first = i % self.per_prompt == 0;
-            self.usage = Usage::new(
-                self.usage.prompt_tokens + if first { usage.prompt_tokens } else { 0 },
-                self.usage.prompt_tokens_details.cached_tokens + if first { usage.cached_tokens } else { 0 },
-                self.usage.completion_tokens + usage.completion_tokens,
-            );
-            self.state.metrics().observe_generation(self.started.elapsed());
-        }
+        self.note(i, &event);
         Some((i, event))
+    }
+
+    /// Counts an event.
+    fn note(&mut self, i: usize, event: &Event) {
+        let now = Instant::now();
+        let (part, metrics) = (&mut self.parts[i], self.state.metrics());
+        if let Event::Text { .. } | Event::Done { .. } = event
+            && self.first_output.is_none()
+        {
+            let after = now - self.started;
+            self.first_output = Some(after);
+            metrics.observe_first_token(after);
+        }
+        match event {
+            Event::Prompt(_) => {}
+            Event::Text { tokens, .. } => {
+                part.tokens += tokens.len() as u64;
+                if let Some(last) = part.last_output.replace(now) {
+                    metrics.observe_inter_token(now - last);
+                }
+            }
+            Event::Done { reason, usage } => {
+                let first = i.is_multiple_of(self.per_prompt);
+                self.usage = Usage::new(
+                    self.usage.prompt_tokens + if first { usage.prompt_tokens } else { 0 },
+                    self.usage.prompt_tokens_details.cached_tokens
+                        + if first { usage.cached_tokens } else { 0 },
+                    self.usage.completion_tokens + usage.completion_tokens,
+                );
+                part.tokens = usage.completion_tokens as u64;
+                part.reason = Some(*reason);
+                metrics.observe_generation(now - self.started);
+            }
+            Event::Failed(_) => self.failed = true,
+        }
     }
 
     /// All sequences to their end, in the order of their requests. The first failure ends them all.
@@ -118,7 +176,36 @@ impl Sequences {
                 Event::Failed(error) => return Err(error.into()),
             }
         }
+        self.ticket.finish().await?;
         Ok((outcomes, self.usage))
+    }
+}
+
+/// However they end, the request's log is told what they came to.
+impl Drop for Sequences {
+    fn drop(&mut self) {
+        let outcome = if self.failed {
+            observe::Outcome::Failed
+        } else if self.parts.iter().any(|part| part.reason.is_none()) {
+            observe::Outcome::Cancelled
+        } else if self.parts.iter().any(|part| part.reason == Some(FinishReason::Length)) {
+            observe::Outcome::Length
+        } else {
+            observe::Outcome::Done
+        };
+        let queues = || self.parts.iter().filter_map(|part| part.timings.queue());
+        for queue in queues() {
+            self.state.metrics().observe_queue(queue);
+        }
+        let begun = self.parts.iter().filter(|part| part.timings.queue().is_some() || part.reason.is_some());
+        self.log.set_work(Work {
+            prompt_tokens: begun.map(|part| part.prompt_tokens).sum(),
+            cached_tokens: self.usage.prompt_tokens_details.cached_tokens as u64,
+            generated_tokens: self.parts.iter().map(|part| part.tokens).sum(),
+            queue: queues().min(),
+            first_token: self.first_output,
+            outcome,
+        });
     }
 }
 
@@ -219,6 +306,8 @@ pub(crate) async fn respond(
         Err(_) => None,
     };
     let mut frames = Frames::new(framing);
+    wire.keep_alive(&mut frames);
+    let filler = Filler(frames.take());
     wire.open(&mut frames);
     if let Some((i, event)) = first {
         wire.event(i, event, &mut frames);
@@ -237,7 +326,7 @@ pub(crate) async fn respond(
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
         (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ];
-    Ok((headers, body).into_response())
+    Ok((headers, Extension(filler), body).into_response())
 }
 
 /// A stream under way; dropped when the client goes, and the work with it.
@@ -262,7 +351,10 @@ impl<W: Wire> Running<W> {
                 }
                 Ok(Some((i, event))) => self.wire.event(i, event, frames),
                 Ok(None) => {
-                    self.wire.close(self.sequences.usage, frames);
+                    match self.sequences.ticket.finish().await {
+                        Ok(()) => self.wire.close(self.sequences.usage, frames),
+                        Err(error) => frames.push(&error.body()),
+                    }
                     more = false;
                 }
             }

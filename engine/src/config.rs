@@ -65,6 +65,8 @@ pub struct EngineConfig {
     pub prefix_cache: PrefixCache,
     /// Capture steps of few sequences in CUDA graphs.
     pub cuda_graphs: bool,
+    /// On a CUDA device: multiply by cuBLAS where a step has many tokens.
+    pub cublas: bool,
     /// Time every kernel into this; `None`: do not.
     pub trace: Option<SharedTrace>,
 }
@@ -81,6 +83,7 @@ impl Default for EngineConfig {
             kv_memory: None,
             prefix_cache: PrefixCache::default(),
             cuda_graphs: true,
+            cublas: false,
             trace: None,
         }
     }

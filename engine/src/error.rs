@@ -62,3 +62,26 @@ pub(crate) fn panic_words(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unknown cause")
 }
+
+/// What a caught panic said, where many may read it: a message that was put together at run time may hold
+/// the text of somebody's request.
+pub(crate) fn public_panic_words(panic: &(dyn Any + Send)) -> &str {
+    panic.downcast_ref::<&str>().copied().unwrap_or("a panic, whose place is on stderr")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::catch_unwind;
+
+    use super::*;
+
+    #[test]
+    fn only_literal_words_are_public() {
+        let private = "a prompt";
+        let put_together = catch_unwind(|| panic!("not a boundary of {private}")).unwrap_err();
+        assert_eq!(panic_words(&*put_together), "not a boundary of a prompt");
+        assert!(!public_panic_words(&*put_together).contains(private));
+        let literal = catch_unwind(|| panic!("on purpose")).unwrap_err();
+        assert_eq!(public_panic_words(&*literal), "on purpose");
+    }
+}

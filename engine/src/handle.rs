@@ -7,6 +7,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
+    time::Instant,
 };
 
 use tokio::sync::mpsc;
@@ -23,11 +24,14 @@ use crate::{
     gguf::{Gguf, Metadata},
     info::{Described, ModelInfo},
     memory,
+    meter::Meter,
     model::{Decoder, Mixture, ModelConfig, NamedShape, Weights},
     request::{Event, GenerateRequest},
     sched::{Limits, Resources, blocks_for},
+    source::{self, Inbox},
+    spans::{Timings, Trace},
     text::{self, Tokenizer},
-    worker::{self, Choice, Job, Shared},
+    worker::{self, Job, Shared},
 };
 
 /// Loading, in bytes of weights.
@@ -43,6 +47,8 @@ pub struct LoadProgress {
 #[derive(Debug)]
 pub struct Generation {
     events: mpsc::UnboundedReceiver<Event>,
+    meter: Arc<Meter>,
+    timings: Timings,
 }
 
 impl Generation {
@@ -51,9 +57,19 @@ impl Generation {
         self.events.recv().await
     }
 
+    /// What it has used so far; still right after the generation is dropped.
+    pub fn meter(&self) -> &Arc<Meter> {
+        &self.meter
+    }
+
     /// As [`Generation::next`], for callers without a runtime.
     pub fn blocking_next(&mut self) -> Option<Event> {
         self.events.blocking_recv()
+    }
+
+    /// When its work began; goes on telling it after the generation is dropped.
+    pub fn timings(&self) -> Timings {
+        self.timings.clone()
     }
 }
 
@@ -112,7 +128,7 @@ struct Inner {
     info: ModelInfo,
     metadata: Metadata,
     tokenizer: Arc<Tokenizer>,
-    jobs: mpsc::UnboundedSender<Job>,
+    jobs: mpsc::UnboundedSender<Vec<Job>>,
     /// After `jobs`, as fields are dropped in their order: the worker ends once no more jobs can come.
     _worker: Joined,
     shared: Arc<Shared>,
@@ -149,7 +165,11 @@ impl Engine {
             config.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
         #[cfg(feature = "cuda")]
         if let Some(device) = cuda::device::chosen(&config.backend)? {
-            let options = CudaOptions { graphs: config.cuda_graphs, trace: config.trace.clone() };
+            let options = CudaOptions {
+                graphs: config.cuda_graphs,
+                cublas: config.cublas,
+                trace: config.trace.clone(),
+            };
             return Self::start(source, config, CudaBackend::new(device, options)?, progress);
         }
         match config.backend {
@@ -206,12 +226,17 @@ impl Engine {
         capacity.kv_blocks = plan.kv_blocks;
 
         let total = described.size_bytes;
+        let start = Instant::now();
+        let mut load_time = None;
         let weights = match tensors {
             Tensors::Random(named, mixture) => Weights::random(named, mixture, &mut backend)?,
             Tensors::File(file) => {
-                Weights::load(&file, &model.architecture, &model.shape, &mut backend, &mut |done| {
-                    progress(LoadProgress { done, total });
-                })?
+                let weights =
+                    Weights::load(&file, &model.architecture, &model.shape, &mut backend, &mut |done| {
+                        progress(LoadProgress { done, total });
+                    })?;
+                load_time = backend.copies_weights().then(|| start.elapsed());
+                weights
             }
         };
         backend.allocate(&model.shape, &capacity)?;
@@ -223,14 +248,40 @@ impl Engine {
             most_idle: if backend.commits_cache() { plan.kv_blocks } else { blocks_for(plan.ctx_size) },
             prefix_cache: config.prefix_cache,
         };
-        let info = ModelInfo::new(described, &model, &plan, &backend);
+        let info = ModelInfo::new(described, &model, &plan, &backend, load_time);
+        let decoder = Decoder::new(backend, weights);
+        let text = Arc::clone(&tokenizer);
+        Self::over(info, metadata, tokenizer, config, move |inbox, shared| {
+            worker::run(decoder, &text, resources, inbox, &shared);
+        })
+    }
+
+    /// An engine without a model, whose events come from `source` on a thread of its own: see
+    /// [`source`]. The context is 4096 tokens unless the configuration says otherwise.
+    pub fn from_source(
+        config: &EngineConfig,
+        source: impl FnOnce(&mut Inbox) + Send + 'static,
+    ) -> Result<Self, EngineError> {
+        let metadata = source::metadata();
+        let tokenizer = Arc::new(Tokenizer::from_metadata(&metadata)?);
+        let info = source::info(config.ctx_size.unwrap_or(4096), tokenizer.vocab_size());
+        Self::over(info, metadata, tokenizer, config, move |jobs, shared| source::run(source, jobs, shared))
+    }
+
+    /// The handle over a thread that takes the jobs.
+    fn over(
+        info: ModelInfo,
+        metadata: Metadata,
+        tokenizer: Arc<Tokenizer>,
+        config: &EngineConfig,
+        work: impl FnOnce(mpsc::UnboundedReceiver<Vec<Job>>, Arc<Shared>) + Send + 'static,
+    ) -> Result<Self, EngineError> {
         let shared = Arc::new(Shared::default());
         let (jobs, inbox) = mpsc::unbounded_channel();
-        let decoder = Decoder::new(backend, weights);
-        let (state, text) = (Arc::clone(&shared), Arc::clone(&tokenizer));
+        let state = Arc::clone(&shared);
         let worker = thread::Builder::new()
             .name("m40llm-worker".into())
-            .spawn(move || worker::run(decoder, &text, resources, inbox, &state))
+            .spawn(move || work(inbox, state))
             .map_err(|e| EngineError::Backend(format!("cannot start the worker thread: {e}")))?;
         let inner = Inner {
             info,
@@ -277,23 +328,30 @@ impl Engine {
         if inner.draining.load(Ordering::Relaxed) {
             return Err(SubmitError::Draining);
         }
+        let mut jobs: Vec<Job> = Vec::with_capacity(requests.len());
         let mut generations = Vec::with_capacity(requests.len());
-        let mut choices: Vec<Choice> = Vec::with_capacity(requests.len());
         for request in requests {
             self.check(&request)?;
-            if choices.first().is_some_and(|first| first.request.prompt != request.prompt) {
+            if jobs.first().is_some_and(|first| first.request.prompt != request.prompt) {
                 return Err(SubmitError::InvalidPrompt("choices must have one prompt".into()));
             }
             let place = Place::take(&inner.active, inner.max_active)
                 .ok_or(SubmitError::QueueFull(inner.max_active - inner.max_batch))?;
             let (sender, events) = mpsc::unbounded_channel();
-            choices.push(Choice { request, events: sender, place });
-            generations.push(Generation { events });
+            let meter = Arc::new(Meter::default());
+            let trace = Trace::begin();
+            let timings = trace.timings();
+            jobs.push(Job {
+                request,
+                ctx_size: inner.info.ctx_size,
+                events: sender,
+                meter: Arc::clone(&meter),
+                place,
+                trace,
+            });
+            generations.push(Generation { events, meter, timings });
         }
-        inner
-            .jobs
-            .send(Job { choices, ctx_size: inner.info.ctx_size })
-            .map_err(|_| SubmitError::Stopped("its worker thread is gone".into()))?;
+        inner.jobs.send(jobs).map_err(|_| SubmitError::Stopped("its worker thread is gone".into()))?;
         Ok(generations)
     }
 

@@ -1,6 +1,6 @@
 //! What is loaded, in numbers a person asks for.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     backend::Backend,
@@ -37,6 +37,8 @@ pub struct ModelInfo {
     pub backend: String,
     /// What a user should know of the device, one line each.
     pub notices: Vec<String>,
+    /// How long the weights took to the device; `None` where they stay in the file's mapping, or there is no file.
+    pub load_time: Option<Duration>,
     /// Tokens the KV pool holds, over all sequences.
     pub kv_tokens: usize,
     /// Bytes of the KV pool.
@@ -88,6 +90,7 @@ impl ModelInfo {
         model: &ModelConfig,
         plan: &Plan,
         backend: &B,
+        load_time: Option<Duration>,
     ) -> Self {
         Self {
             name: described.name,
@@ -102,9 +105,19 @@ impl ModelInfo {
             layers: model.shape.layers,
             backend: backend.describe(),
             notices: backend.notices(),
+            load_time,
             kv_tokens: plan.kv_blocks * BLOCK_TOKENS,
             kv_bytes: (plan.kv_blocks * BLOCK_TOKENS * plan.token_bytes) as u64,
         }
+    }
+}
+
+impl ModelInfo {
+    /// How fast the weights came to the device, in words; `None` as [`ModelInfo::load_time`].
+    pub fn load_speed(&self) -> Option<String> {
+        let seconds = self.load_time?.as_secs_f64();
+        let gigabytes = self.size_bytes as f64 / 1e9;
+        Some(format!("{gigabytes:.2} GB in {seconds:.2} s, {:.1} GB/s", gigabytes / seconds))
     }
 }
 

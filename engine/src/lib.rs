@@ -14,6 +14,8 @@
 //! | [`device`] | CUDA devices as data: chosen and judged without a driver |
 //! | [`sampling`] | logits and parameters to a token |
 //! | [`handle`], `worker` | the public handle and the thread behind it |
+//! | [`source`] | a thread of the caller's in the worker's place, for tests and benchmarks |
+//! | `spans` | a request's timings, and its spans for whoever traces |
 //! | [`ffi`] | the same for C: `m40llm_*`, `include/m40llm.h` |
 //!
 //! Knows nothing of HTTP or of anybody's JSON.
@@ -27,10 +29,13 @@ pub mod gguf;
 pub mod handle;
 pub mod info;
 pub mod memory;
+pub mod meter;
 pub mod model;
 pub mod request;
 pub mod sampling;
 pub mod sched;
+pub mod source;
+mod spans;
 pub mod text;
 pub mod trace;
 mod worker;
@@ -40,6 +45,8 @@ pub use device::DeviceId;
 pub use error::{EngineError, SubmitError};
 pub use handle::{Engine, Generation, LoadProgress, Stats};
 pub use info::ModelInfo;
+pub use meter::Meter;
 pub use request::{Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage};
 pub use sampling::SamplingParams;
 pub use sched::{CallerId, PrefixCache};
+pub use spans::Timings;

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Mutex,
+    sync::{Arc, Mutex},
     time::Instant,
 };
 
@@ -11,26 +11,25 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::TryRecvError}
 
 use crate::{
     backend::{Backend, Counters, Need, Row},
-    error::{EngineError, panic_words},
+    error::{EngineError, public_panic_words},
     handle::{Place, Stats, lock},
+    meter::Meter,
     model::Decoder,
     request::{Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage},
     sampling::{Sampler, log_softmax_of, top_logprobs},
     sched::{Arrival, Batch, Planned, Resources, Scheduler, SequenceId},
+    spans::Trace,
     text::{Detokenizer, StopMatcher, StopOutcome, Tokenizer},
 };
 
-/// A request on its way to the worker: choices that go on from one prompt, at least one.
+/// A request on its way to the worker.
 pub(crate) struct Job {
-    pub(crate) choices: Vec<Choice>,
-    pub(crate) ctx_size: usize,
-}
-
-/// One of them.
-pub(crate) struct Choice {
     pub(crate) request: GenerateRequest,
+    pub(crate) ctx_size: usize,
     pub(crate) events: UnboundedSender<Event>,
+    pub(crate) meter: Arc<Meter>,
     pub(crate) place: Place,
+    pub(crate) trace: Trace,
 }
 
 /// What the worker lets others see.
@@ -47,7 +46,7 @@ pub(crate) fn run<B: Backend>(
     decoder: Decoder<B>,
     tokenizer: &Tokenizer,
     resources: Resources,
-    inbox: UnboundedReceiver<Job>,
+    inbox: UnboundedReceiver<Vec<Job>>,
     shared: &Shared,
 ) {
     let mut worker = Worker {
@@ -64,7 +63,9 @@ pub(crate) fn run<B: Backend>(
     let failure = match catch_unwind(AssertUnwindSafe(|| worker.serve())) {
         Ok(Ok(())) => return,
         Ok(Err(lost)) => lost,
-        Err(panic) => EngineError::Backend(format!("the model's worker failed: {}", panic_words(&*panic))),
+        Err(panic) => {
+            EngineError::Backend(format!("the model's worker failed: {}", public_panic_words(&*panic)))
+        }
     };
     // In this order: who is refused, or finds the inbox closed, finds the reason too.
     *lock(&shared.failure) = Some(failure.to_string());
@@ -78,7 +79,7 @@ struct Worker<'a, B: Backend> {
     scheduler: Scheduler,
     /// Waiting and running requests.
     running: HashMap<SequenceId, Running>,
-    inbox: UnboundedReceiver<Job>,
+    inbox: UnboundedReceiver<Vec<Job>>,
     next_id: u64,
     /// What the step's requests need of each row of logits.
     needs: Vec<Need>,
@@ -114,36 +115,36 @@ impl<B: Backend> Worker<'_, B> {
     fn receive(&mut self) -> bool {
         if self.running.is_empty() {
             match self.inbox.blocking_recv() {
-                Some(job) => self.take(job),
+                Some(jobs) => self.take(jobs),
                 None => return false,
             }
         }
         loop {
             match self.inbox.try_recv() {
-                Ok(job) => self.take(job),
+                Ok(jobs) => self.take(jobs),
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return !self.running.is_empty(),
             }
         }
     }
 
-    fn take(&mut self, job: Job) {
-        let Some(GenerateRequest { prompt, caller, weight, .. }) = job.choices.first().map(|c| &c.request)
+    /// Takes choices that go on from one prompt.
+    fn take(&mut self, choices: Vec<Job>) {
+        let Some(GenerateRequest { prompt, caller, weight, .. }) = choices.first().map(|job| &job.request)
         else {
             return;
         };
-        let arrival = Arrival {
+        self.scheduler.add(Arrival {
             id: SequenceId(self.next_id),
-            choices: job.choices.len(),
+            choices: choices.len(),
             caller: *caller,
-            weight: (*weight).max(1),
+            weight: *weight,
             prompt: prompt.clone(),
-            score_prompt: job.choices.iter().any(|c| c.request.prompt_logprobs.is_some()),
-            most: prompt.len() + job.choices.iter().map(|c| c.most_tokens(job.ctx_size)).max().unwrap_or(0),
-        };
-        self.scheduler.add(arrival);
-        for choice in job.choices {
-            self.running.insert(SequenceId(self.next_id), Running::new(choice, job.ctx_size));
+            score_prompt: choices.iter().any(|job| job.request.prompt_logprobs.is_some()),
+            most: prompt.len() + choices.iter().map(Job::most_tokens).max().unwrap_or(0),
+        });
+        for job in choices {
+            self.running.insert(SequenceId(self.next_id), Running::new(job));
             self.next_id += 1;
         }
     }
@@ -153,6 +154,7 @@ impl<B: Backend> Worker<'_, B> {
         self.running.retain(|&id, request| {
             let keep = !request.events.is_closed();
             if !keep {
+                request.trace.cancelled();
                 scheduler.remove(id);
             }
             keep
@@ -164,35 +166,39 @@ impl<B: Backend> Worker<'_, B> {
         self.needs.clear();
         self.needs.resize(batch.logit_rows.len(), Need::Best(1));
         for plan in planned {
-            if let Some(request) = self.running.get(&plan.id) {
-                let rows = &mut self.needs[plan.first_row..plan.first_row + plan.rows];
+            if let Some(request) = self.running.get_mut(&plan.id) {
+                request.trace.scheduled(request.prompt.len());
                 // Choices that share their prompt share its rows.
-                for need in rows {
+                for need in &mut self.needs[plan.first_row..plan.first_row + plan.rows] {
                     *need = need.and(request.need());
                 }
             }
         }
+        let started = Instant::now();
         match self.decoder.forward(batch, &self.needs) {
             Ok(()) => {}
             Err(lost @ EngineError::DeviceLost(_)) => return Err(lost),
             Err(error) => {
                 tracing::error!(%error, "a step failed, and with it its requests");
-                let failed: Vec<_> = self.scheduler.in_step().collect();
-                for id in failed {
-                    self.fail(id, &error);
+                for plan in planned {
+                    self.fail(plan.id, &error);
                 }
                 return Ok(());
             }
         }
         self.scheduler.computed();
         self.stats.steps += 1;
+        let per_token = started.elapsed() / batch.tokens.len().max(1) as u32;
         let decoder = &self.decoder;
         for plan in planned {
             let Some(request) = self.running.get_mut(&plan.id) else { continue };
+            request.meter.prompt(plan.computed.min(request.prompt.len()));
+            request.meter.spend(per_token * plan.tokens as u32);
             if plan.samples && request.generated == 0 {
                 self.stats.prompt_tokens += request.prompt.len() as u64;
                 self.stats.cached_tokens += plan.cached as u64;
                 request.cached = plan.cached;
+                request.meter.cached(plan.cached);
             }
             let row = |i: usize| decoder.row(plan.first_row + i);
             match request.advance(self.tokenizer, plan, row) {
@@ -214,6 +220,7 @@ impl<B: Backend> Worker<'_, B> {
     fn fail(&mut self, id: SequenceId, error: &EngineError) {
         self.scheduler.remove(id);
         if let Some(request) = self.running.remove(&id) {
+            request.trace.failed(error);
             request.emit(Event::Failed(error.clone()));
         }
     }
@@ -223,9 +230,9 @@ impl<B: Backend> Worker<'_, B> {
         for id in ids {
             self.fail(id, error);
         }
-        while let Ok(job) = self.inbox.try_recv() {
-            for choice in job.choices {
-                let _ = choice.events.send(Event::Failed(error.clone()));
+        while let Ok(choices) = self.inbox.try_recv() {
+            for job in choices {
+                let _ = job.events.send(Event::Failed(error.clone()));
             }
         }
         (self.stats.waiting, self.stats.running) = (0, 0);
@@ -236,18 +243,17 @@ impl<B: Backend> Worker<'_, B> {
         let pool = self.scheduler.pool();
         self.stats.kv_blocks_used = pool.total() - pool.available();
         self.stats.kv_blocks_cached = pool.idle();
-        let counts = self.scheduler.counts();
-        self.stats.preemptions = counts.preemptions;
+        self.stats.preemptions = self.scheduler.counts().preemptions;
         let Counters { launches, syncs } = self.decoder.counters();
         (self.stats.kernel_launches, self.stats.device_syncs) = (launches, syncs);
         *lock(&self.shared.stats) = self.stats;
     }
 }
 
-impl Choice {
+impl Job {
     /// Most tokens to generate: what the request says, and the context leaves.
-    fn most_tokens(&self, ctx_size: usize) -> usize {
-        self.request.max_tokens.unwrap_or(usize::MAX).min(ctx_size - self.request.prompt.len())
+    fn most_tokens(&self) -> usize {
+        self.request.max_tokens.unwrap_or(usize::MAX).min(self.ctx_size - self.request.prompt.len())
     }
 }
 
@@ -275,13 +281,15 @@ struct Running {
     /// Tokens of the prompt that came from the cache.
     cached: usize,
     events: UnboundedSender<Event>,
+    meter: Arc<Meter>,
+    trace: Trace,
     _place: Place,
 }
 
 impl Running {
-    fn new(choice: Choice, ctx_size: usize) -> Self {
-        let max_tokens = choice.most_tokens(ctx_size);
-        let Choice { request, events, place } = choice;
+    fn new(job: Job) -> Self {
+        let max_tokens = job.most_tokens();
+        let Job { request, events, meter, place, trace, .. } = job;
         Self {
             max_tokens,
             ignore_eos: request.ignore_eos,
@@ -294,6 +302,8 @@ impl Running {
             cached: 0,
             prompt: request.prompt,
             events,
+            meter,
+            trace,
             _place: place,
         }
     }
@@ -326,6 +336,10 @@ impl Running {
             return Progress::Ended;
         };
         self.generated += 1;
+        self.meter.generated(self.generated);
+        if self.generated == 1 {
+            self.trace.first_token();
+        }
         if !self.ignore_eos && tokenizer.is_end_of_generation(token) {
             return self.finish(FinishReason::Stop);
         }
@@ -377,6 +391,7 @@ impl Running {
     fn end(&self, reason: FinishReason) -> Progress {
         let prompt_tokens = self.prompt.len();
         let usage = Usage { prompt_tokens, cached_tokens: self.cached, completion_tokens: self.generated };
+        self.trace.done(reason, usage);
         self.emit(Event::Done { reason, usage });
         Progress::Ended
     }

@@ -475,8 +475,9 @@ fn table(report: &Report, engine: &Engine) -> String {
     let info = engine.info();
     let size = info.size_bytes as f64 / f64::from(1 << 20);
     let parameters = info.parameters as f64 / 1e6;
+    let loaded = info.load_speed().map_or_else(String::new, |speed| format!("loaded {speed}\n"));
     let mut out = format!(
-        "{}\ncopy {:.1} GB/s\n\n\
+        "{}\ncopy {:.1} GB/s\n{loaded}\n\
          | model | quant | size MiB | params M | test | batch | t/s | GB/s | of copy |\n\
          | --- | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |\n",
         report.device, report.copy_gb_per_s

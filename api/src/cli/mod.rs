@@ -6,6 +6,7 @@ mod devices;
 mod generate;
 mod health;
 mod inspect;
+mod keys;
 mod memory;
 mod openapi;
 mod prompt;
@@ -58,6 +59,7 @@ enum Command {
     Run(run::Args),
     Generate(generate::Args),
     Chat(chat::Args),
+    Keys(keys::Args),
     Inspect(inspect::Args),
     Bench(bench::Args),
     Devices(devices::Args),
@@ -72,6 +74,7 @@ pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Run(args) => run::execute(args),
         Command::Generate(args) => generate::execute(args),
         Command::Chat(args) => chat::execute(args),
+        Command::Keys(args) => keys::execute(args),
         Command::Inspect(args) => inspect::execute(&args),
         Command::Bench(args) => bench::execute(args),
         Command::Devices(args) => devices::execute(&args),

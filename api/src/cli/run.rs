@@ -8,7 +8,12 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow, bail};
-use m40llm::{AppState, ServerConfig, observe};
+use m40llm::{
+    AppState, ServerConfig,
+    auth::{Gate, Store},
+    observe::{self, Collector, LogConfig, Logging},
+    transport::{Limits, tls::Tls},
+};
 use m40llm_engine::Engine;
 use tokio::{
     net::TcpListener,
@@ -17,7 +22,7 @@ use tokio::{
 };
 
 use super::{Tracing, load};
-use crate::config::{ConfigError, ServeArgs, ServeConfig};
+use crate::config::{ConfigError, LogFormat, Reloaded, Reloader, ServeArgs, ServeConfig};
 
 /// Serve a model over an OpenAI-compatible HTTP API
 ///
@@ -25,6 +30,7 @@ use crate::config::{ConfigError, ServeArgs, ServeConfig};
 /// --ctx-size is M40LLM_CTX_SIZE and ctx-size. A flag wins over the environment, that over the file.
 ///
 /// SIGINT (Ctrl-C) and SIGTERM finish what is running, then end the server; a second one ends it at once.
+/// SIGHUP reads the TOML file again: docs/CONFIGURATION.md says which keys a running server takes over.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -45,20 +51,24 @@ pub(crate) struct Args {
 
 /// Serves until a signal.
 pub(crate) fn execute(args: Args) -> anyhow::Result<()> {
-    let mut config = args.settings.resolve()?;
+    let (mut config, reloader) = Reloader::start(args.settings)?;
     let _tracing = Tracing::start(&mut config.model);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let served = runtime.block_on(serve(args.model, config));
+    let served = runtime.block_on(serve(args.model, config, reloader));
     // Connections that are still open, and a model that is still loading, end here.
     runtime.shutdown_background();
     served
 }
 
-async fn serve(model: PathBuf, config: ServeConfig) -> anyhow::Result<()> {
+async fn serve(model: PathBuf, config: ServeConfig, mut reloader: Reloader) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
+    let mut hangups = signal(SignalKind::hangup())?;
     // What can fail fast fails before the model is loaded.
-    let (listener, addr) = bind(&config).await?;
-    let state = AppState::loading(server_config(&model, &config));
+    let tls = config.tls.as_ref().map(|(cert, key)| Tls::load(cert, key)).transpose().map_err(ConfigError)?;
+    let store = config.vault.as_ref().map(Store::open).transpose()?;
+    let (listener, addr) = bind(&config, store.as_ref()).await?;
+    let gate = store.clone().map_or_else(Gate::open, |store| Gate::guarded(store, config.private_docs));
+    let state = AppState::guarded(ServerConfig { tls, ..server_config(&model, &config) }, gate);
     let (stop, stopped) = oneshot::channel::<()>();
     let shutdown = async { stopped.await.unwrap_or_default() };
     let mut server = tokio::spawn(m40llm::serve(listener, state.clone(), shutdown));
@@ -68,14 +78,17 @@ async fn serve(model: PathBuf, config: ServeConfig) -> anyhow::Result<()> {
         loaded = load_aside(model, &config) => loaded?,
         () = signals.next() => return Ok(()),
     };
-    observe::init_logging("info");
+    let logging = observe::init_logging(log_config(&config)).context("cannot begin to log")?;
     state.set_engine(engine.clone());
-    announce(&config, addr, &engine);
+    announce(&config, store.as_ref(), addr, &engine);
     drop(engine);
 
-    tokio::select! {
-        ended = &mut server => { ended??; bail!("the server ended on its own: see its log, start it again") }
-        () = signals.next() => {}
+    loop {
+        tokio::select! {
+            ended = &mut server => { ended??; bail!("the server ended on its own: see its log, start it again") }
+            () = signals.next() => break,
+            _ = hangups.recv() => reload(&mut reloader, &state, &logging),
+        }
     }
     tracing::info!("shutting down: finishing what is running; a second signal ends at once");
     let _ = stop.send(());
@@ -95,8 +108,66 @@ fn server_config(model: &Path, config: &ServeConfig) -> ServerConfig {
         cors_origins: config.cors_origins.clone(),
         max_queue: config.model.engine.max_queue,
         exit_on_failure: config.exit_on_failure,
+        // As long as there is no key; the address is a loopback one then.
+        local_host: config.vault.is_some().then(|| config.addr.host().to_owned()),
+        limits: Limits { connections: connections(config.max_connections), ..Limits::default() },
         ..ServerConfig::new(config.model_alias.clone().unwrap_or_else(stem), created)
     }
+}
+
+/// File descriptors that are not for connections.
+const OTHER_FILES: usize = 64;
+
+/// How many connections to take: what was asked for, as far as the process may have so many file
+/// descriptors. Its limit is raised for them; it is low for programs that use `select`.
+fn connections(asked: Option<usize>) -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let asked = asked.unwrap_or(Limits::default().connections);
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let wanted = (asked + OTHER_FILES) as u64;
+    let mut allowed = current.unwrap_or(u64::MAX);
+    if allowed < wanted {
+        let raised = maximum.map_or(wanted, |most| most.min(wanted));
+        if setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum }).is_ok() {
+            allowed = raised;
+        }
+    }
+    let room = usize::try_from(allowed).unwrap_or(usize::MAX).saturating_sub(OTHER_FILES);
+    asked.min(room.max(OTHER_FILES))
+}
+
+fn log_config(config: &ServeConfig) -> LogConfig {
+    let collector = config.otlp_endpoint.clone();
+    LogConfig {
+        format: match config.log_format {
+            LogFormat::Text => observe::LogFormat::Text,
+            LogFormat::Json => observe::LogFormat::Json,
+        },
+        level: config.log_level,
+        collector: collector.map(|at| Collector { authority: at.authority, path: at.path }),
+    }
+}
+
+/// What SIGHUP does: the file is read again, and what can be taken over is. An error changes nothing.
+fn reload(reloader: &mut Reloader, state: &AppState, logging: &Logging) {
+    let reloaded = reloader.reload();
+    state.metrics().count_reload(reloaded.is_ok());
+    match reloaded {
+        Err(error) => tracing::error!("the configuration stays as it was: {error}"),
+        Ok(None) => tracing::info!("there is no configuration file (--config) to read again"),
+        Ok(Some(Reloaded { config, taken, restart })) => {
+            logging.set_level(config.log_level, || {
+                tracing::info!("the configuration was read again, changed: {}", listed(&taken));
+                if !restart.is_empty() {
+                    tracing::warn!("a restart is needed for what else changed: {}", listed(&restart));
+                }
+            });
+        }
+    }
+}
+
+fn listed(keys: &[&str]) -> String {
+    if keys.is_empty() { "nothing".to_owned() } else { keys.join(", ") }
 }
 
 /// Loads on a thread of its own, which may take long and must not keep the process from ending.
@@ -107,15 +178,16 @@ fn load_aside(model: PathBuf, config: &ServeConfig) -> impl Future<Output = anyh
     async { loaded.await.context("loading the model panicked: please report this with the lines above")? }
 }
 
-/// Takes the address, which must be loopback unless the configuration lets everybody in.
-async fn bind(config: &ServeConfig) -> anyhow::Result<(TcpListener, SocketAddr)> {
+/// Takes the address, which must be loopback unless there are keys, or the configuration lets everybody in.
+async fn bind(config: &ServeConfig, store: Option<&Store>) -> anyhow::Result<(TcpListener, SocketAddr)> {
     let addr = &config.addr;
     let found =
         addr.resolve().with_context(|| format!("cannot find the address {addr}: choose another --addr"))?;
-    if !config.no_auth && !found.iter().all(|a| a.ip().is_loopback()) {
+    let everybody = store.is_some_and(|store| !store.has_keys());
+    if everybody && !found.iter().all(|a| a.ip().is_loopback()) {
         return Err(ConfigError(format!(
-            "refusing to serve {addr} without an API key: others may reach it; keys (`m40llm keys create`) are not \
-             in this version yet, so listen on 127.0.0.1 or let everybody in with --no-auth"
+            "refusing to serve {addr} without an API key: others may reach it; make a key with `m40llm keys create \
+             --name NAME`, listen on 127.0.0.1, or let everybody in with --no-auth"
         ))
         .into());
     }
@@ -126,7 +198,7 @@ async fn bind(config: &ServeConfig) -> anyhow::Result<(TcpListener, SocketAddr)>
 }
 
 /// The first lines of the log.
-fn announce(config: &ServeConfig, addr: SocketAddr, engine: &Engine) {
+fn announce(config: &ServeConfig, store: Option<&Store>, addr: SocketAddr, engine: &Engine) {
     let info = engine.info();
     tracing::info!(
         architecture = info.architecture,
@@ -136,17 +208,26 @@ fn announce(config: &ServeConfig, addr: SocketAddr, engine: &Engine) {
         backend = info.backend,
         "model loaded"
     );
+    if let Some(speed) = info.load_speed() {
+        tracing::info!("weights loaded to the device: {speed}");
+    }
     for notice in &info.notices {
         tracing::info!("{notice}");
     }
-    if config.no_auth {
-        tracing::info!("requests need no key (--no-auth)");
-    } else {
-        tracing::warn!("no API key exists: requests need none, as this is a loopback address");
+    match store.map(Store::has_keys) {
+        None => tracing::info!("requests need no key (--no-auth)"),
+        Some(true) => tracing::info!("requests need an API key"),
+        Some(false) => tracing::warn!(
+            "no API key exists: requests need none, as this is a loopback address; `m40llm keys create` makes one"
+        ),
     }
-    tracing::info!("listening on http://{addr}");
+    let (scheme, trust) = match &config.tls {
+        Some((cert, _)) => ("https", format!(" --cacert {}", cert.display())),
+        None => ("http", String::new()),
+    };
+    tracing::info!("listening on {scheme}://{addr}");
     tracing::info!(
-        "try it: curl http://{addr}/v1/chat/completions -H 'content-type: application/json' -d \
+        "try it: curl{trust} {scheme}://{addr}/v1/chat/completions -H 'content-type: application/json' -d \
          '{{\"messages\":[{{\"role\":\"user\",\"content\":\"Why is the sky blue?\"}}],\"temperature\":0}}'"
     );
 }

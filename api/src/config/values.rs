@@ -7,6 +7,7 @@ use std::{
 };
 
 use m40llm_engine::{DeviceId, KvType, PrefixCache, text::PromptFormat};
+use tracing::level_filters::LevelFilter;
 
 /// Where a server listens, and where `health` asks.
 pub(crate) const DEFAULT_ADDR: &str = "127.0.0.1:58439";
@@ -32,6 +33,14 @@ impl Addr {
     pub(crate) fn resolve(&self) -> std::io::Result<Vec<SocketAddr>> {
         let found: Vec<_> = self.0.to_socket_addrs()?.collect();
         if found.is_empty() { Err(std::io::Error::other("the host has no address")) } else { Ok(found) }
+    }
+}
+
+impl Addr {
+    /// The host, an IPv6 address in brackets.
+    #[cfg_attr(not(feature = "server"), allow(dead_code, reason = "run needs the server"))]
+    pub(crate) fn host(&self) -> &str {
+        self.0.rsplit_once(':').map_or(&self.0, |(host, _)| host)
     }
 }
 
@@ -115,7 +124,60 @@ pub(crate) fn on_device_failure(s: &str) -> Result<OnDeviceFailure, String> {
     choice(s, &[("exit", OnDeviceFailure::Exit), ("stay", OnDeviceFailure::Stay)])
 }
 
-/// `--no-auth`, `--require-sm52`.
+/// `--log-format`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// An object a line.
+    Json,
+}
+
+/// `--log-format`.
+pub(crate) fn log_format(s: &str) -> Result<LogFormat, String> {
+    choice(s, &[("text", LogFormat::Text), ("json", LogFormat::Json)])
+}
+
+/// `--log-level`.
+pub(crate) fn log_level(s: &str) -> Result<LevelFilter, String> {
+    let allowed = [
+        ("error", LevelFilter::ERROR),
+        ("warn", LevelFilter::WARN),
+        ("info", LevelFilter::INFO),
+        ("debug", LevelFilter::DEBUG),
+        ("trace", LevelFilter::TRACE),
+    ];
+    choice(s, &allowed)
+}
+
+/// `--otlp-endpoint`: a collector's URL, taken apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct OtlpEndpoint {
+    /// `HOST:PORT`.
+    pub(crate) authority: String,
+    /// Where it takes traces, such as `/v1/traces`.
+    pub(crate) path: String,
+}
+
+/// `--otlp-endpoint`.
+pub(crate) fn otlp_endpoint(s: &str) -> Result<OtlpEndpoint, String> {
+    let parse = || {
+        let rest = s.strip_prefix("http://")?;
+        let (authority, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let plain = rest.bytes().all(|b| b.is_ascii_graphic() && !b"?#@\"\\".contains(&b));
+        let authority = addr(authority).ok().filter(|_| plain && !authority.ends_with(":0"))?.to_string();
+        let prefix = prefix.trim_end_matches('/');
+        let slash = if prefix.is_empty() { "" } else { "/" };
+        Some(OtlpEndpoint { authority, path: format!("{slash}{prefix}/v1/traces") })
+    };
+    parse().ok_or_else(|| {
+        "a URL without TLS and with a port is allowed, such as http://127.0.0.1:4318; /v1/traces is added to it"
+            .into()
+    })
+}
+
+/// `--no-auth`, `--private-docs`, `--require-sm52`.
 pub(crate) fn boolean(s: &str) -> Result<bool, String> {
     choice(s, &[("true", true), ("false", false), ("1", true), ("0", false)])
 }
@@ -184,9 +246,24 @@ pub(crate) fn threads(s: &str) -> Result<usize, String> {
     number(s, 1, 1024)
 }
 
+/// `--max-connections`.
+pub(crate) fn max_connections(s: &str) -> Result<usize, String> {
+    number(s, 1, 1 << 20)
+}
+
+/// `--tls-cert`, `--tls-key`.
+pub(crate) fn pem_file(s: &str) -> Result<PathBuf, String> {
+    if s.is_empty() { Err("the path of a PEM file is allowed".into()) } else { Ok(PathBuf::from(s)) }
+}
+
 /// `--trace-kernels`.
 pub(crate) fn trace_file(s: &str) -> Result<PathBuf, String> {
     if s.is_empty() { Err("the path of a file is allowed".into()) } else { Ok(PathBuf::from(s)) }
+}
+
+/// `--state-dir`.
+pub(crate) fn state_dir(s: &str) -> Result<PathBuf, String> {
+    if s.is_empty() { Err("the path of a directory is allowed".into()) } else { Ok(PathBuf::from(s)) }
 }
 
 /// `--max-batch`.
@@ -220,6 +297,29 @@ mod tests {
         }
         for bad in ["", "localhost", ":80", "127.0.0.1:65536", "::1:80", "a:b:80", "host:"] {
             assert!(addr(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn collectors_are_plain_http() {
+        let parts = |url: &str| otlp_endpoint(url).map(|e| format!("{} {}", e.authority, e.path));
+        assert_eq!(parts("http://127.0.0.1:4318").as_deref(), Ok("127.0.0.1:4318 /v1/traces"));
+        assert_eq!(parts("http://[::1]:4318/").as_deref(), Ok("[::1]:4318 /v1/traces"));
+        assert_eq!(parts("http://tempo:80/otlp/").as_deref(), Ok("tempo:80 /otlp/v1/traces"));
+        for bad in [
+            "",
+            "127.0.0.1:4318",
+            "https://a:4318",
+            "http://a",
+            "http://:1",
+            "http://a:0",
+            "http://a:b",
+            "http://user@a:1",
+            "http://a:1/x?y",
+            "http://a:1/x y",
+            "http://a:1/\r\n",
+        ] {
+            assert!(parts(bad).is_err(), "{bad:?}");
         }
     }
 }

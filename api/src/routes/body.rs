@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use crate::{
     MAX_BODY_BYTES,
     error::{ApiError, shorten},
+    transport,
 };
 
 /// A request's JSON body.
@@ -39,6 +40,7 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
         let bytes = match Limited::new(body, MAX_BODY_BYTES).collect().await {
             Ok(body) => body.to_bytes(),
             Err(error) if error.is::<LengthLimitError>() => return Err(ApiError::too_large()),
+            Err(error) if transport::is_stalled(&*error) => return Err(ApiError::body_timeout()),
             Err(_) => {
                 return Err(ApiError::request(StatusCode::BAD_REQUEST, "The body broke off before its end."));
             }
@@ -49,9 +51,14 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
 
 /// The answer to a request whose route or method there is not; its body is left unread otherwise.
 pub(crate) fn refuse(status: StatusCode, request: Request) -> StatusCode {
+    abandon(request);
+    status
+}
+
+/// A request that is answered without a look at its body.
+pub(crate) fn abandon(request: Request) {
     let (parts, body) = request.into_parts();
     discard(&parts.headers, body);
-    status
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {

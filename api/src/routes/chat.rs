@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::State,
     response::{IntoResponse, Response},
 };
@@ -16,8 +16,10 @@ use super::{
 };
 use crate::{
     app::{AppState, Model},
+    auth::Identity,
     error::ApiError,
     logprobs,
+    observe::RequestLog,
     openai::{
         Usage,
         chat::{
@@ -47,6 +49,8 @@ use crate::{
 )]
 pub(super) async fn create(
     State(state): State<AppState>,
+    identity: Identity,
+    Extension(log): Extension<RequestLog>,
     JsonBody { value, bytes }: JsonBody<ChatRequest>,
 ) -> Result<Response, ApiError> {
     let model = state.admit(value.model.as_deref())?;
@@ -55,7 +59,7 @@ pub(super) async fn create(
         beside(bytes, move || validate::chat(value, &model, state.config())).await?
     };
     let n = job.requests.len();
-    let sequences = Sequences::submit(&state, &model, job.requests, n, "messages")?;
+    let sequences = Sequences::submit(&state, &identity, &log, &model, job.requests, n, "messages")?;
     let head = Head::new("chatcmpl", &state, &model);
     if job.stream {
         let wire = Chunks { head, n, model, include_usage: job.include_usage, logprobs: job.logprobs };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::State,
     response::{IntoResponse, Response},
 };
@@ -16,8 +16,10 @@ use super::{
 };
 use crate::{
     app::{AppState, Model},
+    auth::Identity,
     error::ApiError,
     logprobs::{self, Offsets},
+    observe::RequestLog,
     openai::{
         Usage,
         completions::{Completion, CompletionChoice, CompletionLogprobs, CompletionRequest},
@@ -45,6 +47,8 @@ use crate::{
 )]
 pub(super) async fn create(
     State(state): State<AppState>,
+    identity: Identity,
+    Extension(log): Extension<RequestLog>,
     JsonBody { value, bytes }: JsonBody<CompletionRequest>,
 ) -> Result<Response, ApiError> {
     let model = state.admit(value.model.as_deref())?;
@@ -53,7 +57,7 @@ pub(super) async fn create(
         beside(bytes, move || validate::completions(value, &model, most)).await?
     };
     let requests = std::mem::take(&mut job.requests);
-    let sequences = Sequences::submit(&state, &model, requests, job.best_of, "prompt")?;
+    let sequences = Sequences::submit(&state, &identity, &log, &model, requests, job.best_of, "prompt")?;
     let head = Head::new("cmpl", &state, &model);
     if job.stream {
         return respond(sequences, Pieces::new(head, model, &job), Framing::Sse).await;

@@ -78,8 +78,10 @@ pub(super) async fn asset(Path(file): Path<String>) -> Response {
                 .unwrap_or(HeaderValue::from_static("application/octet-stream"));
             let mut response =
                 ([(header::CONTENT_TYPE, content_type)], asset.bytes.into_owned()).into_response();
+            let headers = response.headers_mut();
+            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, max-age=3600"));
             if asset.gzpipped {
-                response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+                headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
             }
             response
         }

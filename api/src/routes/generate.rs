@@ -1,7 +1,7 @@
 //! `POST /generate`: one prompt, in this server's own words.
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::State,
     http::{HeaderMap, header},
     response::{IntoResponse, Response},
@@ -17,7 +17,9 @@ use super::{
 };
 use crate::{
     app::{AppState, Model, ServerConfig},
+    auth::Identity,
     error::ApiError,
+    observe::RequestLog,
     openai::{FinishReason, Stop, Usage, int, number, object_only, seed},
     stream::{Frames, Framing, Sequences, Wire, respond},
     validate::{self, Sampling},
@@ -112,6 +114,8 @@ pub(super) struct NativePiece<'a> {
 )]
 pub(super) async fn generate(
     State(state): State<AppState>,
+    identity: Identity,
+    Extension(log): Extension<RequestLog>,
     headers: HeaderMap,
     JsonBody { value, bytes }: JsonBody<NativeRequest>,
 ) -> Result<Response, ApiError> {
@@ -121,7 +125,7 @@ pub(super) async fn generate(
         let (model, state) = (model.clone(), state.clone());
         beside(bytes, move || prepare(value, &model, state.config())).await?
     };
-    let sequences = Sequences::submit(&state, &model, vec![request], 1, "prompt")?;
+    let sequences = Sequences::submit(&state, &identity, &log, &model, vec![request], 1, "prompt")?;
     if stream {
         let framing = if accepts_sse(&headers) { Framing::Sse } else { Framing::Ndjson };
         return respond(sequences, Pieces { framing, reason: FinishReason::Stop }, framing).await;

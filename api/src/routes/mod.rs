@@ -1,6 +1,7 @@
 //! One file a resource, and the document that describes them all.
 
-mod body;
+mod admin;
+pub(crate) mod body;
 mod chat;
 mod completions;
 mod docs;
@@ -9,6 +10,7 @@ mod health;
 mod metrics;
 mod models;
 mod tokens;
+mod usage;
 
 use std::{
     collections::BTreeMap,
@@ -38,13 +40,15 @@ use crate::{app::AppState, error::ErrorBody};
             Every response carries `x-request-id` and `openai-processing-ms`. Every error has the body \
             `{\"error\":{\"message\",\"type\",\"param\",\"code\"}}`. Bodies are JSON of at most 8 MiB.\n\n\
             On a loopback address without keys no key is needed; otherwise send \
-            `Authorization: Bearer sk-m40-…`."
+            `Authorization: Bearer sk-m40-…` or `x-api-key: sk-m40-…`. A key has scopes, none of which \
+            implies another: `inference`, `metrics` for `/metrics`, `admin` for `/admin`."
     ),
     servers((url = "/", description = "This server")),
     tags(
         (name = "OpenAI", description = "What OpenAI's clients speak."),
         (name = "Native", description = "This server's own, without OpenAI's conventions."),
-        (name = "Operation", description = "For those who run the server.")
+        (name = "Operation", description = "For those who run the server."),
+        (name = "Administration", description = "Keys and accounts, for keys of the scope `admin`.")
     ),
     components(schemas(ErrorBody))
 )]
@@ -80,6 +84,11 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(metrics::metrics))
         .routes(routes!(docs::document))
         .routes(routes!(docs::page))
+        .routes(routes!(usage::own))
+        .routes(routes!(admin::list, admin::create))
+        .routes(routes!(admin::revoke))
+        .routes(routes!(admin::usage))
+        .routes(routes!(admin::rotate_secret))
 }
 
 /// All routes.
@@ -112,7 +121,12 @@ const FAILURES: &[(u16, &str, &str, bool)] = &[
     (404, "NotFound", "`model` names a model that is not loaded (`model_not_found`).", false),
     (413, "PayloadTooLarge", "The body is larger than 8 MiB.", false),
     (415, "UnsupportedMediaType", "The body is not `application/json`.", false),
-    (429, "RateLimited", "Over the key's requests or tokens per minute (`rate_limit_exceeded`).", true),
+    (
+        429,
+        "RateLimited",
+        "Over the key's requests or tokens per minute, or too many requests without a valid key from one address (`rate_limit_exceeded`).",
+        true,
+    ),
     (500, "InternalError", "The server failed on this request.", false),
     (
         503,

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// A command that sees no settings and no CUDA devices of the surroundings.
-fn m40llm(arguments: &[&str]) -> Command {
+pub(crate) fn m40llm(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_m40llm"));
     command.args(arguments).stdin(Stdio::null()).env("CUDA_VISIBLE_DEVICES", "-1");
     for setting in [
@@ -21,20 +21,27 @@ fn m40llm(arguments: &[&str]) -> Command {
         "CTX_SIZE",
         "DEVICE",
         "KV_TYPE",
+        "LOG_FORMAT",
+        "LOG_LEVEL",
         "MAX_BATCH",
+        "MAX_CONNECTIONS",
         "MAX_QUEUE",
         "MODEL_ALIAS",
         "NO_AUTH",
+        "OTLP_ENDPOINT",
         "PROMPT_FORMAT",
         "REQUIRE_SM52",
         "THREADS",
+        "TLS_CERT",
+        "TLS_KEY",
     ] {
         command.env_remove(format!("M40LLM_{setting}"));
     }
+    command.env_remove("OTEL_EXPORTER_OTLP_ENDPOINT");
     command
 }
 
-fn run(arguments: &[&str]) -> Output {
+pub(crate) fn run(arguments: &[&str]) -> Output {
     m40llm(arguments).output().expect("the binary starts")
 }
 
@@ -47,7 +54,7 @@ fn stderr(output: &Output) -> &str {
 }
 
 /// It failed with this code, one line on stderr that holds all `parts`, and nothing on stdout.
-fn refused(output: &Output, code: i32, parts: &[&str]) {
+pub(crate) fn refused(output: &Output, code: i32, parts: &[&str]) {
     let line = stderr(output);
     assert_eq!(output.status.code(), Some(code), "{line}");
     assert_eq!(stdout(output), "");
@@ -57,7 +64,7 @@ fn refused(output: &Output, code: i32, parts: &[&str]) {
     }
 }
 
-fn model() -> String {
+pub(crate) fn model() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/smollm2-135m-instruct-q4_1.gguf");
     assert!(path.is_file(), "{} is missing: scripts/fetch-model.sh smollm2", path.display());
     path.to_str().expect("a UTF-8 path").to_owned()

@@ -27,7 +27,10 @@ async fn loopback_pages_may_call_with_any_header() {
             let answer = preflight(&loading(), origin, path).await;
             assert_eq!(answer.status, 200);
             assert_eq!(answer.header("access-control-allow-origin"), origin);
-            assert!(answer.header("access-control-allow-methods").contains("POST"));
+            for method in ["GET", "POST", "PUT", "PATCH", "DELETE"] {
+                assert!(answer.header("access-control-allow-methods").contains(method));
+            }
+            assert_eq!(answer.header("access-control-allow-private-network"), "", "nobody asked");
             assert_eq!(
                 answer.header("access-control-allow-headers"),
                 "authorization,content-type,x-stainless-os"
@@ -62,8 +65,30 @@ async fn ids_and_limits_are_exposed_on_errors_too() {
         let answer = send(&loading(), request(Method::GET, path, &headers, Body::empty())).await;
         assert_eq!(answer.header("access-control-allow-origin"), "http://localhost:1", "{path}");
         let exposed = answer.header("access-control-expose-headers");
-        for name in ["x-request-id", "openai-processing-ms", "x-ratelimit-remaining-tokens", "retry-after"] {
-            assert!(exposed.contains(name), "{name} in {exposed}");
+        for name in [
+            "x-request-id",
+            "openai-processing-ms",
+            "x-ratelimit-remaining-tokens",
+            "retry-after",
+            "retry-after-ms",
+        ] {
+            assert!(exposed.split(',').any(|e| e.trim() == name), "{name} in {exposed}");
         }
     }
+}
+
+/// Browsers ask before a page of the Internet calls a server that is not there.
+#[tokio::test]
+async fn allowed_pages_may_call_from_the_internet() {
+    let headers = [
+        ("origin", "https://app.example"),
+        ("access-control-request-method", "POST"),
+        ("access-control-request-private-network", "true"),
+    ];
+    let ask =
+        |app| async move { send(&app, request(Method::OPTIONS, "/generate", &headers, Body::empty())).await };
+    let answer = ask(configured(&["https://app.example"])).await;
+    assert_eq!(answer.header("access-control-allow-private-network"), "true");
+    assert_eq!(answer.header("access-control-allow-origin"), "https://app.example");
+    assert_eq!(ask(loading()).await.header("access-control-allow-origin"), "");
 }

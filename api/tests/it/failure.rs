@@ -151,6 +151,8 @@ async fn a_server_told_to_stay_says_that_it_has_failed() {
     let (_, metrics) = send(server.addr, "GET", "/metrics", "");
     assert!(metrics.contains("\nm40llm_kernel_launches_total 3\n"), "{metrics}");
     assert!(metrics.contains("\nm40llm_device_syncs_total 6\n"), "{metrics}");
+    assert!(metrics.contains("\nm40llm_outcomes_total{outcome=\"failed\"} 2\n"), "{metrics}");
+    assert!(metrics.contains("\nm40llm_ready 0\n"), "{metrics}");
     assert!(!server.served.is_finished());
 }
 

@@ -1,6 +1,10 @@
-//! A backend that is another one, but for one step.
+//! A backend that is another one, but for one step, or for its pace.
 
-use std::sync::mpsc::Receiver;
+use std::{
+    sync::mpsc::{self, Receiver},
+    thread,
+    time::Duration,
+};
 
 use m40llm_engine::{
     EngineError,
@@ -18,11 +22,17 @@ pub(crate) struct Faulty<B> {
     steps: usize,
     at: usize,
     faults: Receiver<Fault>,
+    pace: Duration,
 }
 
 impl<B> Faulty<B> {
     pub(crate) fn new(inner: B, at: usize, faults: Receiver<Fault>) -> Self {
-        Self { inner, steps: 0, at, faults }
+        Self { inner, steps: 0, at, faults, pace: Duration::ZERO }
+    }
+
+    /// `inner`, whose every step takes at least `pace`.
+    pub(crate) fn slow(inner: B, pace: Duration) -> Self {
+        Self { pace, ..Self::new(inner, usize::MAX, mpsc::channel().1) }
     }
 }
 
@@ -59,6 +69,7 @@ impl<B: Backend> Backend for Faulty<B> {
 
     fn begin(&mut self, batch: &Batch) -> Result<(), EngineError> {
         self.steps += 1;
+        thread::sleep(self.pace);
         self.inner.begin(batch)
     }
 

@@ -23,6 +23,22 @@ mod failure;
 #[cfg(feature = "server")]
 mod faulty;
 #[cfg(feature = "server")]
+mod guard;
+#[cfg(feature = "server")]
+mod listening;
+#[cfg(feature = "server")]
+mod metrics;
+#[cfg(feature = "server")]
 mod native;
 #[cfg(feature = "server")]
+mod operations;
+#[cfg(feature = "server")]
+mod paced;
+#[cfg(feature = "server")]
+mod sockets;
+#[cfg(feature = "server")]
+mod source;
+#[cfg(feature = "server")]
 mod streams;
+#[cfg(feature = "server")]
+mod tls;

@@ -232,6 +232,11 @@ pub trait Backend: Send + 'static {
         Vec::new()
     }
 
+    /// Whether matrices are copied to memory of the device's own, so that the speed of it is worth telling.
+    fn copies_weights(&self) -> bool {
+        false
+    }
+
     /// Takes a matrix in.
     fn load(&mut self, tensor: &Tensor) -> Result<Self::Weight, EngineError>;
 

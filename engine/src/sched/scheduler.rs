@@ -48,8 +48,12 @@ pub struct Planned {
     pub id: SequenceId,
     /// First of its rows in `Batch::logit_rows`.
     pub first_row: usize,
-    /// How many rows it has.
+    /// How many rows it has; none while its prompt goes on.
     pub rows: usize,
+    /// How many of its tokens are in the step; those that choices share are the first one's.
+    pub tokens: usize,
+    /// How many of its tokens are computed after it.
+    pub computed: usize,
     /// Position of the token behind the first row; row `i` predicts the token at `position + i + 1`.
     pub position: usize,
     /// True when the last row predicts a token that does not exist yet.
@@ -88,8 +92,6 @@ pub struct Scheduler {
     pub(super) pace: Pace,
     pub(super) prompts: RoundRobin,
     pub(super) offers: Vec<(Offer, usize)>,
-    /// The sequences of the step planned last, in its order, each by its own name.
-    pub(super) in_step: Vec<SequenceId>,
     /// Its decoding sequences and tokens of prompts.
     pub(super) step: (usize, usize),
     pub(super) counts: Counts,
@@ -111,7 +113,6 @@ impl Scheduler {
             pace: Pace::new(limits.tokens, limits.sequences),
             prompts: RoundRobin::new(QUANTUM, CREDIT),
             offers: Vec::with_capacity(limits.sequences),
-            in_step: Vec::with_capacity(limits.sequences),
             step: (0, 0),
             counts: Counts::default(),
         }
@@ -236,17 +237,11 @@ impl Scheduler {
         self.queue.loads()
     }
 
-    /// All sequences of the step planned last, those without rows too.
-    pub fn in_step(&self) -> impl Iterator<Item = SequenceId> {
-        self.in_step.iter().filter_map(|&id| self.position(id)).flat_map(|at| self.running[at].members())
-    }
-
-    /// Fills `batch` with the next step and `planned` with whose logits its rows are. An empty batch
-    /// means that there is nothing to do.
+    /// Fills `batch` with the next step and `planned` with whose tokens and rows are in it, in the order of its
+    /// sequences. An empty batch means that there is nothing to do.
     pub fn plan(&mut self, batch: &mut Batch, planned: &mut Vec<Planned>) {
         batch.clear();
         planned.clear();
-        self.in_step.clear();
         for sequence in &mut self.running {
             sequence.grant = 0;
         }
@@ -392,23 +387,22 @@ impl Scheduler {
         let samples = end == sequence.tokens.len();
         let position = sequence.score_from.max(context).min(if samples { end - 1 } else { end });
         let rows = end - position;
-        if rows > 0 {
-            let (first_row, cached) = (batch.logit_rows.len(), sequence.cached);
-            planned.extend(sequence.members().map(|id| Planned {
-                id,
-                first_row,
-                rows,
-                position,
-                samples,
-                cached,
-            }));
-            batch.logit_rows.extend((start + position - context..start + len).map(|row| row as u32));
-        }
+        let (first_row, cached) = (batch.logit_rows.len(), sequence.cached);
+        planned.extend(sequence.members().zip(0..).map(|(id, choice)| Planned {
+            id,
+            first_row,
+            rows,
+            tokens: if choice == 0 { len } else { 0 },
+            computed: end,
+            position,
+            samples,
+            cached,
+        }));
+        batch.logit_rows.extend((start + position - context..start + len).map(|row| row as u32));
         if sequence.score_from != usize::MAX {
             sequence.score_from = sequence.score_from.max(end);
         }
         sequence.compute(end);
-        self.in_step.push(sequence.id);
     }
 
     /// Gives a sequence a place among the running ones, by its age.
@@ -446,12 +440,6 @@ impl Scheduler {
     #[cfg(test)]
     pub(super) fn step_counts(&self) -> (usize, usize) {
         self.step
-    }
-
-    /// The sequences of the step planned last, in its order.
-    #[cfg(test)]
-    pub(super) fn step_order(&self) -> &[SequenceId] {
-        &self.in_step
     }
 
     /// Holds the pool to every table of blocks there is.

@@ -33,8 +33,7 @@ fn a_prompt_is_cut_into_steps_and_then_decodes() {
     let mut s = scheduler(16);
     add(&mut s, 1, (0..100).collect(), 1, false);
     let (batch, planned) = step(&mut s);
-    assert_eq!((batch.tokens.len(), planned.len()), (64, 0));
-    assert_eq!(s.in_step().collect::<Vec<_>>(), [SequenceId(1)]);
+    assert_eq!((batch.tokens.len(), planned[0].tokens, planned[0].rows), (64, 64, 0));
     let (batch, planned) = step(&mut s);
     assert_eq!(batch.positions, (64..100).collect::<Vec<u32>>());
     assert_eq!(batch.logit_rows, [35]);
@@ -128,7 +127,7 @@ fn a_common_beginning_is_computed_once_for_one_caller() {
     while cached[2].is_none() {
         let (batch, planned) = step(&mut s);
         tokens += batch.tokens.len();
-        for plan in planned {
+        for plan in planned.into_iter().filter(|p| p.samples) {
             cached[plan.id.0 as usize].get_or_insert(plan.cached);
             s.push(plan.id, 0);
         }

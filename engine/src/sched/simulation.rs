@@ -230,8 +230,8 @@ impl Simulation {
         let goes_on = self.live.iter().any(|(_, live)| !live.is_paused);
         prop_assert_eq!(batch.tokens.is_empty(), !goes_on, "stuck, or at work for nobody");
         self.check_limits(&batch)?;
-        let in_step: Vec<SequenceId> = self.scheduler.in_step().collect();
-        self.compute(&batch)?;
+        let in_step: Vec<SequenceId> = planned.iter().map(|p| p.id).collect();
+        self.compute(&batch, &planned)?;
         for (id, live) in &mut self.live {
             live.idle = if in_step.contains(id) || live.is_paused { 0 } else { live.idle + 1 };
             self.longest_wait = self.longest_wait.max(live.idle);
@@ -267,14 +267,16 @@ impl Simulation {
 
     /// Replays the step on the model of the cache: what a sequence reads must be its own tokens and all before
     /// them, and what it writes must be nobody else's.
-    fn compute(&mut self, batch: &Batch) -> Result<(), TestCaseError> {
+    fn compute(&mut self, batch: &Batch, planned: &[Planned]) -> Result<(), TestCaseError> {
         for copy in &batch.copies {
             self.cache[copy.to as usize] = self.cache[copy.from as usize];
         }
         let mut written = std::collections::HashSet::new();
-        let order = self.scheduler.step_order().to_vec();
-        prop_assert_eq!(order.len(), batch.sequences.len());
-        for (sequence, id) in batch.sequences.iter().zip(order) {
+        // Of choices that share their prompt, the first one has its tokens.
+        let own: Vec<_> = planned.iter().filter(|p| p.tokens > 0).collect();
+        prop_assert_eq!(own.len(), batch.sequences.len());
+        for (sequence, &&Planned { id, tokens, computed, .. }) in batch.sequences.iter().zip(&own) {
+            prop_assert_eq!((tokens, computed), (sequence.len, sequence.context + sequence.len));
             let live = &self.live.iter().find(|(i, _)| *i == id).unwrap().1;
             let table = batch.blocks_of(sequence);
             let end = sequence.context + sequence.len;
@@ -302,7 +304,7 @@ impl Simulation {
         let at = self.live.iter().position(|(id, _)| *id == plan.id);
         prop_assert!(at.is_some(), "{:?} is planned and gone", plan.id);
         let live = &mut self.live[at.unwrap()].1;
-        if live.score && live.tokens.len() == live.prompt {
+        if live.score && live.tokens.len() == live.prompt && plan.rows > 0 {
             prop_assert_eq!(plan.position, live.scored, "positions are scored once, in their order");
             live.scored += plan.rows;
             prop_assert_eq!(plan.samples, live.scored == live.prompt);

@@ -52,6 +52,19 @@ pub(crate) fn numbered_vocabulary(tokens: usize) -> Metadata {
     Metadata::from_pairs(pairs.map(|(key, value)| (key.to_owned(), value)))
 }
 
+/// Metadata of a tokenizer that has a token for each byte, its id the byte, and none that ends a text.
+pub(crate) fn byte_vocabulary() -> Vec<(String, Value)> {
+    let tokens = bpe::byte_chars().iter().map(char::to_string).collect();
+    let pairs = [
+        ("tokenizer.ggml.model", Value::String("gpt2".into())),
+        ("tokenizer.ggml.pre", Value::String("default".into())),
+        ("tokenizer.ggml.tokens", Value::Strings(tokens)),
+        ("tokenizer.ggml.merges", Value::Strings(Vec::new())),
+        ("tokenizer.ggml.add_bos_token", Value::Bool(false)),
+    ];
+    pairs.map(|(key, value)| (key.to_owned(), value)).into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

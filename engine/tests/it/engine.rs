@@ -158,6 +158,27 @@ fn the_context_ends_a_generation() {
 }
 
 #[test]
+fn the_queue_time_is_what_a_request_waited() {
+    let own = load(&EngineConfig { ctx_size: Some(512), max_batch: 1, ..EngineConfig::default() });
+    let endless = || GenerateRequest { ignore_eos: true, ..request("Once", 500, SamplingParams::greedy()) };
+    let mut running = own.submit(endless()).unwrap();
+    running.blocking_next();
+    let at_once = running.timings().queue().expect("it runs");
+    let since = Instant::now();
+    let mut waiting = own.submit(endless()).unwrap();
+    thread::sleep(Duration::from_millis(60));
+    let timings = waiting.timings();
+    assert_eq!(timings.queue(), None, "it waits for the only place");
+    drop(running);
+    waiting.blocking_next();
+    let queue = timings.queue().expect("it runs");
+    assert!(queue >= Duration::from_millis(60) && queue <= since.elapsed(), "{queue:?}");
+    assert!(queue > at_once);
+    drop(waiting);
+    assert_eq!(timings.queue(), Some(queue), "it stays");
+}
+
+#[test]
 fn dropping_a_generation_frees_its_blocks_and_the_queue_is_bounded() {
     let config = EngineConfig { ctx_size: Some(512), max_batch: 1, max_queue: 2, ..EngineConfig::default() };
     let own = load(&config);

@@ -15,6 +15,7 @@ use cudarc::driver::{
 use super::{
     Device,
     arguments::{Attention, Logits, Mode, Norm},
+    cublas::{Cublas, LibraryProducts},
     error::Call as _,
     gpu::{Dims, Gpu, arguments},
     kernels::Kernels,
@@ -43,6 +44,8 @@ const LEAST_SPLIT: i32 = 64;
 pub struct CudaOptions {
     /// Capture small steps in graphs: fewer launches by the host, nothing else.
     pub graphs: bool,
+    /// Products of many tokens by cuBLAS instead of our own kernels.
+    pub cublas: bool,
     /// Time every kernel into this.
     pub trace: Option<SharedTrace>,
 }
@@ -52,6 +55,8 @@ pub struct CudaBackend {
     gpu: Gpu,
     options: CudaOptions,
     loader: Option<Loader>,
+    /// Until `allocate` gives it to the products.
+    cublas: Option<Cublas>,
     /// Types of the matrices taken in, whose kernels a step needs.
     types: Vec<DType>,
     run: Option<Run>,
@@ -104,7 +109,8 @@ impl CudaBackend {
     pub fn new(device: Device, options: CudaOptions) -> Result<Self, EngineError> {
         let trace = options.trace.as_ref().map(|shared| Trace::new(device.context(), Arc::clone(shared)));
         let gpu = Gpu::new(device, trace)?;
-        Ok(Self { loader: Some(Loader::new(&gpu)?), gpu, options, types: Vec::new(), run: None })
+        let cublas = options.cublas.then(|| Cublas::open(&gpu)).transpose()?;
+        Ok(Self { loader: Some(Loader::new(&gpu)?), cublas, gpu, options, types: Vec::new(), run: None })
     }
 
     fn note_type(&mut self, dtype: DType) {
@@ -133,11 +139,16 @@ impl Backend for CudaBackend {
 
     fn describe(&self) -> String {
         let info = self.gpu.device().info();
-        format!("cuda ({})", info.name)
+        let cublas = if self.options.cublas { ", cublas" } else { "" };
+        format!("cuda ({}{cublas})", info.name)
     }
 
     fn notices(&self) -> Vec<String> {
         self.gpu.device().info().notices()
+    }
+
+    fn copies_weights(&self) -> bool {
+        true
     }
 
     fn load(&mut self, tensor: &Tensor) -> Result<Matrix, EngineError> {
@@ -174,9 +185,11 @@ impl Backend for CudaBackend {
 
     fn kv_room(&self, demand: &Demand<'_>) -> Result<u64, EngineError> {
         let device = self.gpu.device();
+        let library =
+            if self.options.cublas { LibraryProducts::bytes(demand.shape, demand.capacity) } else { 0 };
         let need = device::Need {
             weights: demand.weights,
-            scratch: State::bytes(&self.gpu, demand.shape, demand.capacity) as u64,
+            scratch: (State::bytes(&self.gpu, demand.shape, demand.capacity) + library) as u64,
             token_bytes: (demand.shape.layers * block_bytes(demand.shape, demand.capacity.kv_type)
                 / BLOCK_TOKENS) as u64,
             ctx_size: demand.ctx_size,
@@ -194,7 +207,9 @@ impl Backend for CudaBackend {
             loader.wait()?;
         }
         let kernels = Kernels::find(&self.gpu, &self.types, shape, capacity.kv_type)?;
-        let products = Products::find(&self.gpu, &self.types)?;
+        let cublas = self.cublas.take();
+        let library = cublas.map(|c| LibraryProducts::new(&self.gpu, c, &self.types, shape, capacity));
+        let products = Products::find(&self.gpu, &self.types, library.transpose()?)?;
         let state = State::new(&mut self.gpu, shape, capacity)?;
         self.run = Some(Run {
             best: Vec::with_capacity(capacity.logit_rows * MOST_BEST),

@@ -124,6 +124,24 @@ impl Gpu {
         Ok(())
     }
 
+    /// Queues what a library launches, counted and timed as one. Returns what `queue` does.
+    pub(super) fn foreign<T>(
+        &mut self,
+        name: &'static str,
+        bytes: u64,
+        queue: impl FnOnce() -> T,
+    ) -> Result<T, EngineError> {
+        if let Some(trace) = &mut self.trace {
+            trace.before(&self.stream)?;
+        }
+        let result = queue();
+        self.counters.launches += 1;
+        if let Some(trace) = &mut self.trace {
+            trace.after(&self.stream, name, bytes)?;
+        }
+        Ok(result)
+    }
+
     /// Counts launches that a graph made.
     pub(super) fn count_launches(&mut self, launches: u64) {
         self.counters.launches += launches;

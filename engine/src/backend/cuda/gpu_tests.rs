@@ -12,6 +12,7 @@ use rand_chacha::{
 use super::{
     Device,
     arguments::{Logits, Mode},
+    cublas::{Cublas, LibraryProducts},
     gpu::{Buffer, Dims, Gpu, Pinned, arguments},
     products::{Input, Products},
     state::State,
@@ -167,9 +168,20 @@ fn silu(x: f64) -> f64 {
     x / (1.0 + (-x).exp())
 }
 
+/// A product to be checked.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    dtype: DType,
+    rows: usize,
+    columns: usize,
+    tokens: usize,
+    small: bool,
+    mode: Mode,
+}
+
 /// One product in one mode, with and without a fused norm and biases where the mode has them.
-fn check(rig: &mut Rig, dtype: DType, rows: usize, columns: usize, tokens: usize, small: bool, mode: Mode) {
-    let what = format!("{} {rows}×{columns} · {tokens} {mode:?} small={small}", dtype.name());
+fn check(rig: &mut Rig, products: &Products, case: Case) {
+    let Case { dtype, rows, columns, tokens, small, mode } = case;
     let count = match mode {
         Mode::Gated => 2,
         Mode::Store => 1 + rig.below(3),
@@ -211,7 +223,6 @@ fn check(rig: &mut Rig, dtype: DType, rows: usize, columns: usize, tokens: usize
     let device_x = rig.activations(&x, columns, small);
     let input_on_device =
         Input { x: device_x.pointer(), norm: norm.as_ref().map_or(0, Vector::permuted), small, tokens };
-    let products = Products::find(&rig.gpu, &[matrices[0].dtype]).expect("kernels");
     let list: Vec<_> = matrices
         .iter()
         .zip(&outs)
@@ -239,7 +250,7 @@ fn check(rig: &mut Rig, dtype: DType, rows: usize, columns: usize, tokens: usize
             }
         }
         let off = difference(&found, &expected);
-        assert!(off <= TOLERANCE, "{what}, matrix {i} of {heights:?}: off by {off:e}");
+        assert!(off <= TOLERANCE, "{case:?}, matrix {i} of {heights:?}: off by {off:e}");
     }
 }
 
@@ -254,17 +265,45 @@ fn columns_for(dtype: DType, columns: usize) -> usize {
 fn products_of_every_type_equal_f64() {
     let mut rig = Rig::new();
     for dtype in ON_CARD {
-        for columns in COLUMNS {
+        let products = Products::find(&rig.gpu, &[dtype], None).expect("kernels");
+        for columns in COLUMNS.map(|columns| columns_for(dtype, columns)) {
             for tokens in [1, 2, 3, 5, 8] {
                 let mode = [Mode::Store, Mode::Add, Mode::Gated][rig.below(3)];
                 // Rows of an output in permuted order come in groups.
                 let rows = if mode == Mode::Store { 1 + rig.below(150) } else { 32 * (1 + rig.below(5)) };
-                check(&mut rig, dtype, rows, columns_for(dtype, columns), tokens, true, mode);
+                check(&mut rig, &products, Case { dtype, rows, columns, tokens, small: true, mode });
             }
             for tokens in [1, 7, 9, 16, 17, 32, 33, 64, 65, 100] {
                 let mode = [Mode::Store, Mode::Add, Mode::SiluMul][rig.below(3)];
                 let rows = 1 + rig.below(200);
-                check(&mut rig, dtype, rows, columns_for(dtype, columns), tokens, false, mode);
+                check(&mut rig, &products, Case { dtype, rows, columns, tokens, small: false, mode });
+            }
+        }
+    }
+}
+
+#[test]
+fn products_by_cublas_equal_f64() {
+    let mut rig = Rig::new();
+    // So large that the last case goes by parts.
+    let shape = Shape { dim: 5000, ffn_dim: 18944, ..rig.state.shape.clone() };
+    let capacity = Capacity { tokens: 100, ..rig.state.capacity };
+    for dtype in ON_CARD {
+        let cublas = Cublas::open(&rig.gpu).expect("cuBLAS, in a folder of LD_LIBRARY_PATH");
+        let library = LibraryProducts::new(&rig.gpu, cublas, &[dtype], &shape, &capacity).expect("memory");
+        let products = Products::find(&rig.gpu, &[dtype], Some(library)).expect("kernels");
+        for columns in COLUMNS.map(|columns| columns_for(dtype, columns)) {
+            // Below 33 tokens our own kernels go on as before.
+            for tokens in [32, 33, 64, 100] {
+                let mode = [Mode::Store, Mode::Add, Mode::SiluMul][rig.below(3)];
+                let rows = 1 + rig.below(200);
+                check(&mut rig, &products, Case { dtype, rows, columns, tokens, small: false, mode });
+            }
+        }
+        if dtype == DType::Q4_K {
+            for mode in [Mode::Store, Mode::Add, Mode::SiluMul] {
+                let (rows, columns) = (5000, 18944);
+                check(&mut rig, &products, Case { dtype, rows, columns, tokens: 40, small: false, mode });
             }
         }
     }
@@ -284,7 +323,7 @@ fn converted_types_are_their_blocks_within_their_rounding() {
         let out = Buffer::new(rig.gpu.context(), 64 * 4, "out").expect("out");
         out.fill(POISON).expect("poison");
         let input = Input { x: device_x.pointer(), norm: 0, small: true, tokens: 1 };
-        let products = Products::find(&rig.gpu, &[stored]).expect("kernels");
+        let products = Products::find(&rig.gpu, &[stored], None).expect("kernels");
         products
             .run(&mut rig.gpu, &rig.state, &input, Mode::Store, &[(&matrix, out.pointer(), 0)])
             .expect("a launch");

@@ -10,12 +10,14 @@
 //! | `arguments` | the kernels' structs |
 //! | `kernels` | those that a step needs beside its products |
 //! | `products` | which kernel multiplies, and its geometry |
+//! | `cublas` | products of many tokens by the library, on request |
 //! | `metadata`, `state` | the step's batch on the device; activations and the KV cache |
 //! | `backend` | the decoder's operations as launches, graphs of small steps |
 //! | `trace` | kernels timed one by one |
 
 mod arguments;
 mod backend;
+mod cublas;
 pub mod device;
 pub mod error;
 mod gpu;

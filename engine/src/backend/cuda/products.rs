@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use super::{
     arguments::{Mode, Product},
+    cublas::{LEAST_TOKENS, LibraryProducts},
     gpu::{Dims, Gpu, Kernel, arguments},
     state::State,
     weights::{Matrix, suffix},
@@ -119,6 +120,8 @@ pub(super) fn partial_bytes(sms: usize) -> usize {
 /// The kernels of the types that a model has.
 pub(super) struct Products {
     kernels: HashMap<(Family, DType), Kernel>,
+    /// Takes over where tokens are many.
+    library: Option<LibraryProducts>,
 }
 
 impl Products {
@@ -127,14 +130,18 @@ impl Products {
         types.iter().flat_map(|&dtype| Family::ALL.map(|family| family.kernel(dtype)))
     }
 
-    pub(super) fn find(gpu: &Gpu, types: &[DType]) -> Result<Self, EngineError> {
+    pub(super) fn find(
+        gpu: &Gpu,
+        types: &[DType],
+        library: Option<LibraryProducts>,
+    ) -> Result<Self, EngineError> {
         let mut kernels = HashMap::new();
         for &dtype in types {
             for family in Family::ALL {
                 kernels.insert((family, dtype), gpu.kernel(&family.kernel(dtype))?);
             }
         }
-        Ok(Self { kernels })
+        Ok(Self { kernels, library })
     }
 
     /// Multiplies the input by up to three matrices of one type and as many columns, each with its output and bias
@@ -148,6 +155,10 @@ impl Products {
         matrices: &[(&Matrix, u64, u64)],
     ) -> Result<(), EngineError> {
         let Some(&(first, _, _)) = matrices.first() else { return Ok(()) };
+        if let Some(library) = self.library.as_ref().filter(|_| !input.small && input.tokens >= LEAST_TOKENS)
+        {
+            return matrices.iter().try_for_each(|&one| library.run(gpu, input, mode, one));
+        }
         let mut product = Product {
             matrices: matrices.len() as i32,
             columns: first.columns as i32,

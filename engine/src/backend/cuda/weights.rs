@@ -25,7 +25,7 @@ const READ_SHARE: usize = 1 << 20;
 /// Kernels may read this far past the last tile, while they read ahead.
 pub(super) const PAD: usize = 64 << 10;
 /// Rows of a tile, and columns that kernels take at a time.
-const TILE_ROWS: usize = 4;
+pub(super) const TILE_ROWS: usize = 4;
 const GROUP: usize = 32;
 /// Threads of a repacking block, and blocks a multiprocessor.
 const REPACK_THREADS: u32 = 128;
