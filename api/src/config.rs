@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use m40llm::auth::{SigningSecret, vault::VaultConfig};
+use m40llm::auth::{DefaultLimits, SigningSecret, vault::VaultConfig};
 use m40llm_engine::{BackendChoice, DeviceId, EngineConfig, KvType, PrefixCache, text::PromptFormat};
 use tracing::level_filters::LevelFilter;
 
@@ -21,9 +21,9 @@ use tracing::level_filters::LevelFilter;
 pub(crate) use reload::{Reloaded, Reloader};
 pub(crate) use values::{Addr, LogFormat, OtlpEndpoint, addr, pem_file, prompt_format};
 use values::{
-    Backend, OnDeviceFailure, Origins, backend, boolean, cors_origins, ctx_size, device, kv_memory, kv_type,
-    log_format, log_level, max_batch, max_connections, max_queue, model_alias, on_device_failure,
-    otlp_endpoint, prefix_cache, state_dir, threads, trace_file,
+    Backend, OnDeviceFailure, Origins, backend, boolean, cors_origins, ctx_size, device, key_limit,
+    kv_memory, kv_type, log_format, log_level, max_batch, max_connections, max_queue, model_alias,
+    on_device_failure, otlp_endpoint, prefix_cache, state_dir, threads, trace_file,
 };
 
 /// The command line or the configuration is wrong: exit code 2. One line.
@@ -99,7 +99,7 @@ pub(crate) struct ServeArgs {
     /// [default: pages served from loopback addresses]
     #[arg(long, value_name = "LIST", value_parser = cors_origins)]
     cors_origins: Option<Origins>,
-    /// Where keys and accounts are kept [default: $XDG_STATE_HOME/m40llm, else ~/.local/state/m40llm]
+    /// Where keys and accounts are kept [default: m40llm in `XDG_STATE_HOME`, else ~/.local/state/m40llm]
     #[arg(long, value_name = "DIR", value_parser = state_dir)]
     state_dir: Option<PathBuf>,
     /// Ask for a key at /docs and /openapi.json too
@@ -110,6 +110,15 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           value_parser = boolean)]
     no_auth: Option<bool>,
+    /// Most requests a minute of a key that has no limit of its own [default: no limit]
+    #[arg(long, value_name = "N", value_parser = key_limit)]
+    default_rpm: Option<u32>,
+    /// Most tokens a minute of a key that has no limit of its own [default: no limit]
+    #[arg(long, value_name = "N", value_parser = key_limit)]
+    default_tpm: Option<u32>,
+    /// Most requests at once of a key that has no limit of its own [default: no limit]
+    #[arg(long, value_name = "N", value_parser = key_limit)]
+    default_concurrency: Option<u32>,
     /// Once the device has failed: exit, with code 1, or stay and refuse requests [default: exit]
     #[arg(long, value_name = "exit|stay", value_parser = on_device_failure)]
     on_device_failure: Option<OnDeviceFailure>,
@@ -165,6 +174,8 @@ pub(crate) struct ServeConfig {
     pub vault: Option<VaultConfig>,
     /// Ask for a key at the documentation too.
     pub private_docs: bool,
+    /// What keys may use that have no limits of their own.
+    pub default_limits: DefaultLimits,
     /// End the process once the device has failed.
     pub exit_on_failure: bool,
     /// Certificate and key; without, plain HTTP.
@@ -263,6 +274,11 @@ impl ServeArgs {
             cors_origins: layers.pick(self.cors_origins, "cors-origins", cors_origins)?.unwrap_or_default().0,
             vault,
             private_docs: layers.pick(self.private_docs, "private-docs", boolean)?.unwrap_or(false),
+            default_limits: DefaultLimits {
+                rpm: layers.pick(self.default_rpm, "default-rpm", key_limit)?,
+                tpm: layers.pick(self.default_tpm, "default-tpm", key_limit)?,
+                concurrency: layers.pick(self.default_concurrency, "default-concurrency", key_limit)?,
+            },
             exit_on_failure: layers
                 .pick(self.on_device_failure, "on-device-failure", on_device_failure)?
                 .unwrap_or_default()
@@ -284,7 +300,7 @@ impl ServeArgs {
 /// Flags of `keys`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct StateArgs {
-    /// Where keys and accounts are kept [default: $XDG_STATE_HOME/m40llm, else ~/.local/state/m40llm]
+    /// Where keys and accounts are kept [default: m40llm in `XDG_STATE_HOME`, else ~/.local/state/m40llm]
     #[arg(long, global = true, value_name = "DIR", value_parser = state_dir)]
     state_dir: Option<PathBuf>,
     /// Read the state directory's path from this TOML file, as `run` does
@@ -347,6 +363,9 @@ const KEYS: &[Key] = &[
     Key("state-dir", Kind::Text, |s| state_dir(s).map(drop)),
     Key("private-docs", Kind::Truth, |s| boolean(s).map(drop)),
     Key("no-auth", Kind::Truth, |s| boolean(s).map(drop)),
+    Key("default-rpm", Kind::Number, |s| key_limit(s).map(drop)),
+    Key("default-tpm", Kind::Number, |s| key_limit(s).map(drop)),
+    Key("default-concurrency", Kind::Number, |s| key_limit(s).map(drop)),
     Key("on-device-failure", Kind::Text, |s| on_device_failure(s).map(drop)),
     Key("tls-cert", Kind::Text, |s| pem_file(s).map(drop)),
     Key("tls-key", Kind::Text, |s| pem_file(s).map(drop)),
@@ -561,10 +580,10 @@ mod tests {
             let config = serve(ServeArgs::default(), env, TOML).expect("a configuration");
             config.otlp_endpoint.expect("an endpoint").authority
         };
-        assert_eq!(chosen(&[]), "file:1");
-        assert_eq!(chosen(&[USUAL]), "usual:1");
-        assert_eq!(chosen(&[USUAL, ("M40LLM_OTLP_ENDPOINT", "http://ours:1")]), "ours:1");
-        let error = serve(ServeArgs::default(), &[("OTEL_EXPORTER_OTLP_ENDPOINT", "grpc://a:1")], "");
+        assert_eq!(chosen(&[HOME]), "file:1");
+        assert_eq!(chosen(&[HOME, USUAL]), "usual:1");
+        assert_eq!(chosen(&[HOME, USUAL, ("M40LLM_OTLP_ENDPOINT", "http://ours:1")]), "ours:1");
+        let error = serve(ServeArgs::default(), &[HOME, ("OTEL_EXPORTER_OTLP_ENDPOINT", "grpc://a:1")], "");
         assert!(error.expect_err("grpc").0.contains("OTEL_EXPORTER_OTLP_ENDPOINT is \"grpc://a:1\""));
     }
 

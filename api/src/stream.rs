@@ -19,10 +19,7 @@ use tokio_stream::{StreamExt as _, StreamMap};
 
 use crate::{
     app::{AppState, Model},
-    auth::{
-        Identity,
-        ticket::{Demand, Ticket},
-    },
+    auth::ticket::{Caller, Shape, Ticket},
     error::ApiError,
     observe::{self, RequestLog, Work},
     openai::Usage,
@@ -71,19 +68,20 @@ pub(crate) struct Outcome {
 }
 
 impl Sequences {
-    /// Submits all `requests` of `identity`, of which each `per_prompt` share a prompt, or none. `param` is the
+    /// Submits all `requests` of `caller`, of which each `per_prompt` share a prompt, or none. `param` is the
     /// field that prompts come from.
     pub(crate) fn submit(
         state: &AppState,
-        identity: &Identity,
+        caller: Caller,
         log: &RequestLog,
         model: &Arc<Model>,
-        requests: Vec<GenerateRequest>,
+        mut requests: Vec<GenerateRequest>,
         per_prompt: usize,
         param: &str,
     ) -> Result<Self, ApiError> {
         let count = requests.len();
-        let mut ticket = Ticket::open(state, identity, Demand::of(&requests, per_prompt))?;
+        let most = model.engine.info().ctx_size;
+        let mut ticket = Ticket::open(state, caller, &mut requests, &Shape { per_prompt, param, most })?;
         let mut meters = Vec::with_capacity(count);
         log.set_model(&state.config().model_id);
         let mut streams = StreamMap::with_capacity(count);
@@ -92,7 +90,10 @@ impl Sequences {
         while let Some(prompt_tokens) = requests.peek().map(|first| first.prompt.len() as u64) {
             let choices = requests.by_ref().take(per_prompt).collect();
             // On an error the generations before these are dropped, and so cancelled.
-            let generations = model.engine.submit_choices(choices).map_err(|e| ApiError::submit(e, param))?;
+            let generations = model.engine.submit_choices(choices).map_err(|e| {
+                ticket.forgive();
+                ApiError::submit(e, param)
+            })?;
             for (choice, generation) in generations.into_iter().enumerate() {
                 meters.push(Arc::clone(generation.meter()));
                 let prompt_tokens = if choice == 0 { prompt_tokens } else { 0 };

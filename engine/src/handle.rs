@@ -49,6 +49,15 @@ pub struct Generation {
     events: mpsc::UnboundedReceiver<Event>,
     meter: Arc<Meter>,
     timings: Timings,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        // The worker may sleep while all that it has is paused.
+        self.events.close();
+        self.shared.bell.ring();
+    }
 }
 
 impl Generation {
@@ -80,6 +89,8 @@ pub struct Stats {
     pub waiting: usize,
     /// Sequences in the batch.
     pub running: usize,
+    /// Sequences whose [`Allowance`](crate::Allowance) allows them no token now.
+    pub paused: usize,
     /// KV blocks that sequences hold.
     pub kv_blocks_used: usize,
     /// KV blocks that nobody holds and that are kept for who has the same beginning.
@@ -349,9 +360,11 @@ impl Engine {
                 place,
                 trace,
             });
-            generations.push(Generation { events, meter, timings });
+            let shared = Arc::clone(&inner.shared);
+            generations.push(Generation { events, meter, timings, shared });
         }
         inner.jobs.send(jobs).map_err(|_| SubmitError::Stopped("its worker thread is gone".into()))?;
+        inner.shared.bell.ring();
         Ok(generations)
     }
 

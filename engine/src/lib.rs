@@ -46,7 +46,7 @@ pub use error::{EngineError, SubmitError};
 pub use handle::{Engine, Generation, LoadProgress, Stats};
 pub use info::ModelInfo;
 pub use meter::Meter;
-pub use request::{Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage};
+pub use request::{Allowance, Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage};
 pub use sampling::SamplingParams;
 pub use sched::{CallerId, PrefixCache};
 pub use spans::Timings;

@@ -1,10 +1,10 @@
 //! The one thread that runs the model: take requests, plan a step, run it, sample, emit.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex},
-    time::Instant,
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::TryRecvError};
@@ -15,7 +15,7 @@ use crate::{
     handle::{Place, Stats, lock},
     meter::Meter,
     model::Decoder,
-    request::{Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage},
+    request::{Allowance, Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage},
     sampling::{Sampler, log_softmax_of, top_logprobs},
     sched::{Arrival, Batch, Planned, Resources, Scheduler, SequenceId},
     spans::Trace,
@@ -38,6 +38,28 @@ pub(crate) struct Shared {
     pub(crate) stats: Mutex<Stats>,
     /// Set once, when the worker ends by a lost device or a panic.
     pub(crate) failure: Mutex<Option<String>>,
+    /// Rung with every request that comes or goes.
+    pub(crate) bell: Bell,
+}
+
+/// Wakes the worker where it sleeps because all that it has is paused.
+#[derive(Debug, Default)]
+pub(crate) struct Bell {
+    rung: Mutex<bool>,
+    wake: Condvar,
+}
+
+impl Bell {
+    pub(crate) fn ring(&self) {
+        *lock(&self.rung) = true;
+        self.wake.notify_one();
+    }
+
+    /// Returns when it is rung, at once when it was rung since the last call, and after `most`.
+    fn wait(&self, most: Duration) {
+        let rung = self.wake.wait_timeout_while(lock(&self.rung), most, |rung| !*rung);
+        *rung.unwrap_or_else(PoisonError::into_inner).0 = false;
+    }
 }
 
 /// Runs until every [`crate::Engine`] is gone and the work is done. A lost device or a panic fails all
@@ -54,6 +76,7 @@ pub(crate) fn run<B: Backend>(
         tokenizer,
         scheduler: Scheduler::new(resources),
         running: HashMap::new(),
+        rationed: VecDeque::new(),
         inbox,
         next_id: 0,
         needs: Vec::new(),
@@ -79,6 +102,8 @@ struct Worker<'a, B: Backend> {
     scheduler: Scheduler,
     /// Waiting and running requests.
     running: HashMap<SequenceId, Running>,
+    /// Those of them that have an allowance; who has waited longest for a token comes first.
+    rationed: VecDeque<SequenceId>,
     inbox: UnboundedReceiver<Vec<Job>>,
     next_id: u64,
     /// What the step's requests need of each row of logits.
@@ -95,17 +120,16 @@ impl<B: Backend> Worker<'_, B> {
         while self.receive() {
             let began = Instant::now();
             self.drop_cancelled();
+            let pause = self.draw();
             self.scheduler.plan(&mut batch, &mut planned);
-            self.stats.waiting = self.scheduler.waiting();
-            self.stats.running = self.scheduler.running();
+            self.publish();
             if !batch.tokens.is_empty() {
-                self.publish();
                 self.step(&batch, &planned)?;
                 self.scheduler.took(began.elapsed());
+                self.publish();
+            } else if let Some(pause) = pause {
+                self.shared.bell.wait(pause);
             }
-            self.stats.waiting = self.scheduler.waiting();
-            self.stats.running = self.scheduler.running();
-            self.publish();
         }
         Ok(())
     }
@@ -144,6 +168,9 @@ impl<B: Backend> Worker<'_, B> {
             most: prompt.len() + choices.iter().map(Job::most_tokens).max().unwrap_or(0),
         });
         for job in choices {
+            if job.request.allowance.is_some() {
+                self.rationed.push_back(SequenceId(self.next_id));
+            }
             self.running.insert(SequenceId(self.next_id), Running::new(job));
             self.next_id += 1;
         }
@@ -159,6 +186,29 @@ impl<B: Backend> Worker<'_, B> {
             }
             keep
         });
+    }
+
+    /// Asks the allowances for the tokens that the next step may generate. Who is given none is paused; who was
+    /// given one asks last the next time, so that those who share one take turns. Returns how long
+    /// until the first may ask again.
+    fn draw(&mut self) -> Option<Duration> {
+        let Self { running, rationed, scheduler, .. } = self;
+        let mut shortest: Option<Duration> = None;
+        let mut served = Vec::new();
+        rationed.retain(|&id| {
+            let Some(request) = running.get_mut(&id) else { return false };
+            let allowed = request.draw();
+            if std::mem::replace(&mut request.paused, allowed.is_err()) != request.paused {
+                if request.paused { scheduler.pause(id) } else { scheduler.resume(id) }
+            }
+            match allowed {
+                Ok(()) => served.push(id),
+                Err(wait) => shortest = Some(shortest.map_or(wait, |s| s.min(wait))),
+            }
+            allowed.is_err()
+        });
+        rationed.extend(served);
+        shortest
     }
 
     /// A step that fails ends the requests it was for; only a lost device ends the others too.
@@ -235,11 +285,13 @@ impl<B: Backend> Worker<'_, B> {
                 let _ = job.events.send(Event::Failed(error.clone()));
             }
         }
-        (self.stats.waiting, self.stats.running) = (0, 0);
         self.publish();
     }
 
     fn publish(&mut self) {
+        self.stats.waiting = self.scheduler.waiting();
+        self.stats.running = self.scheduler.running();
+        self.stats.paused = self.scheduler.paused();
         let pool = self.scheduler.pool();
         self.stats.kv_blocks_used = pool.total() - pool.available();
         self.stats.kv_blocks_cached = pool.idle();
@@ -280,10 +332,23 @@ struct Running {
     generated: usize,
     /// Tokens of the prompt that came from the cache.
     cached: usize,
+    allowance: Option<Arc<dyn Allowance>>,
+    /// A token has been drawn and not been generated yet.
+    drawn: bool,
+    /// It was allowed none.
+    paused: bool,
     events: UnboundedSender<Event>,
     meter: Arc<Meter>,
     trace: Trace,
     _place: Place,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(allowance) = self.allowance.as_ref().filter(|_| self.drawn) {
+            allowance.give_back();
+        }
+    }
 }
 
 impl Running {
@@ -300,12 +365,24 @@ impl Running {
             scored: Vec::new(),
             generated: 0,
             cached: 0,
+            allowance: request.allowance,
+            drawn: false,
+            paused: false,
             prompt: request.prompt,
             events,
             meter,
             trace,
             _place: place,
         }
+    }
+
+    /// Has a token to generate, or is told how long to wait for one.
+    fn draw(&mut self) -> Result<(), Duration> {
+        if let Some(allowance) = self.allowance.as_ref().filter(|_| !self.drawn && self.max_tokens > 0) {
+            allowance.draw()?;
+            self.drawn = true;
+        }
+        Ok(())
     }
 
     /// What the next step's logits are looked at for.
@@ -336,6 +413,7 @@ impl Running {
             return Progress::Ended;
         };
         self.generated += 1;
+        self.drawn = false;
         self.meter.generated(self.generated);
         if self.generated == 1 {
             self.trace.first_token();

@@ -70,7 +70,6 @@ pub(crate) fn chat(request: ChatRequest, model: &Model, config: &ServerConfig) -
                 max_tokens,
                 sampling,
                 stop: stop.clone(),
-                ignore_eos: false,
                 logprobs,
                 ..GenerateRequest::default()
             }

@@ -144,6 +144,7 @@ impl Scheduler {
                 self.forget(sequence);
             } else {
                 leave(&mut self.paused[at], id);
+                self.resume(id);
             }
         } else if let Some(sequence) = self.queue.of_member(id) {
             if sequence.others.is_empty() {
@@ -182,21 +183,30 @@ impl Scheduler {
 
     /// Leaves a sequence out of steps until [`Scheduler::resume`]. It keeps its blocks unless somebody needs them.
     pub fn pause(&mut self, id: SequenceId) {
-        let sequence = if let Some(at) = self.position(id) {
+        let mut sequence = if let Some(at) = self.position(id) {
             self.displace(at)
         } else if let Some(own) = self.queue.of_member(id).map(|s| s.id)
             && let Some(sequence) = self.queue.remove(own)
         {
             sequence
+        } else if let Some(at) = self.paused.iter().position(|s| s.others.contains(&id) || s.id == id) {
+            self.paused.swap_remove(at)
         } else {
             return;
         };
+        if !sequence.held.contains(&id) {
+            sequence.held.push(id);
+        }
         self.paused.push(sequence);
     }
 
-    /// Lets a paused sequence go on, as soon as there is a place.
+    /// Lets a paused sequence go on, as soon as there is a place. Choices that share their prompt go on when none of
+    /// them is paused.
     pub fn resume(&mut self, id: SequenceId) {
-        if let Some(at) = self.paused.iter().position(|s| s.members().any(|m| m == id)) {
+        for sequence in &mut self.paused {
+            sequence.held.retain(|&held| held != id);
+        }
+        while let Some(at) = self.paused.iter().position(|s| s.held.is_empty()) {
             let sequence = self.paused.swap_remove(at);
             self.queue.insert(sequence);
         }
@@ -212,9 +222,9 @@ impl Scheduler {
         self.running.len()
     }
 
-    /// Sequences that are paused.
+    /// Sequences that are paused, or wait for choices that are.
     pub fn paused(&self) -> usize {
-        self.paused.len()
+        self.paused.iter().map(|s| 1 + s.others.len()).sum()
     }
 
     /// The block pool, for gauges.
@@ -453,6 +463,7 @@ impl Scheduler {
 
 /// One of several choices is no longer among them.
 fn leave(sequence: &mut Sequence, id: SequenceId) {
+    sequence.held.retain(|&held| held != id);
     if sequence.id == id {
         sequence.id = sequence.others.remove(0);
     } else {

@@ -33,6 +33,8 @@ pub(super) struct Sequence {
     pub(super) id: SequenceId,
     /// Choices that have not parted from it yet, ascending: they share its tokens, and its next row of logits.
     pub(super) others: Vec<SequenceId>,
+    /// Those of its members that are paused: it runs when none is.
+    pub(super) held: Vec<SequenceId>,
     pub(super) caller: CallerId,
     pub(super) weight: u32,
     /// The prompt and what has been generated since.
@@ -66,6 +68,7 @@ impl Sequence {
         Self {
             id,
             others: (1..choices.max(1) as u64).map(|i| SequenceId(id.0 + i)).collect(),
+            held: Vec::new(),
             caller,
             weight: weight.max(1),
             prompt: prompt.len(),
@@ -92,6 +95,7 @@ impl Sequence {
         Self {
             id,
             others: Vec::new(),
+            held: Vec::new(),
             tokens,
             blocks: Vec::with_capacity(self.blocks.capacity()),
             keys: self.keys.clone(),
