@@ -197,6 +197,10 @@ impl Backend for CudaBackend {
         device::room(device.info(), device.free_memory()?, &need)
     }
 
+    fn commits_cache(&self) -> bool {
+        true
+    }
+
     fn allocate(&mut self, shape: &Shape, capacity: &Capacity) -> Result<(), EngineError> {
         self.gpu.bind()?;
         if let Some(loader) = self.loader.take() {
@@ -226,6 +230,9 @@ impl Backend for CudaBackend {
         let (gpu, run) = self.parts()?;
         run.state.capacity.check(batch)?;
         run.state.metadata.begin(gpu, batch)?;
+        for copy in &batch.copies {
+            run.state.copy_block(gpu, copy.from, copy.to)?;
+        }
         let tokens = batch.tokens.len();
         let one_row_each = batch.logit_rows.len() == tokens;
         run.small = tokens <= SMALL_BATCH && run.state.metadata.tiles == 0 && one_row_each;

@@ -180,6 +180,16 @@ impl State {
         self.cache.at(layer * bytes)
     }
 
+    /// Queues the copy of a KV block, layer by layer.
+    pub(super) fn copy_block(&self, gpu: &Gpu, from: u32, to: u32) -> Result<(), EngineError> {
+        let bytes = block_bytes(&self.shape, self.capacity.kv_type);
+        for layer in 0..self.shape.layers {
+            let first = layer * self.capacity.kv_blocks * bytes;
+            gpu.copy(&self.cache, first + from as usize * bytes, first + to as usize * bytes, bytes)?;
+        }
+        Ok(())
+    }
+
     pub(super) fn split_half(&self) -> i32 {
         i32::from(self.shape.rope.style == RopeStyle::SplitHalf)
     }
