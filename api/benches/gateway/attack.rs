@@ -16,6 +16,7 @@ use mio::net::TcpStream;
 
 use crate::{
     client::{connect, is_later, request},
+    server::Server,
     system,
 };
 
@@ -25,20 +26,28 @@ use crate::{
 pub(crate) enum Kind {
     /// Nothing: how far apart two equal runs are
     Nothing,
-    /// 1,000 requests with wrong keys a second, from 16 addresses
+    /// 1,000 requests with wrong keys a second, from 16 addresses, the good callers' own among them
     WrongKeys,
     /// 500 idle connections, 100 senders and 100 readers of 10 bytes a second, 100 half-closed sockets
     Connections,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 3] = [Self::Nothing, Self::WrongKeys, Self::Connections];
 }
 
 /// An attack under way in a process of its own; ended when dropped.
 pub(crate) struct Attack(Child);
 
 impl Attack {
-    pub(crate) fn start(kind: Kind, addr: SocketAddr) -> anyhow::Result<Self> {
-        let kind = if kind == Kind::WrongKeys { "wrong-keys" } else { "connections" };
+    pub(crate) fn start(kind: Kind, server: &Server) -> anyhow::Result<Self> {
+        let name = if kind == Kind::WrongKeys { "wrong-keys" } else { "connections" };
+        // Which secret signs is no secret, and wrong keys that name another are refused unread.
+        let header =
+            server.key().and_then(|key| key.strip_prefix("sk-m40-")).map(jsonwebtoken::decode_header);
+        let kid = header.transpose()?.and_then(|header| header.kid).unwrap_or_default();
         let child = Command::new(std::env::current_exe()?)
-            .args(["attack", "--kind", kind, "--addr", &addr.to_string()])
+            .args(["attack", "--kind", name, "--addr", &server.addr.to_string(), "--kid", &kid])
             .stdin(Stdio::piped())
             .spawn()?;
         Ok(Self(child))
@@ -61,7 +70,7 @@ impl Drop for Attack {
 }
 
 /// Attacks until the standard input ends.
-pub(crate) fn run(kind: Kind, addr: SocketAddr) -> anyhow::Result<()> {
+pub(crate) fn run(kind: Kind, addr: SocketAddr, kid: &str) -> anyhow::Result<()> {
     system::allow_many_files();
     let ended = Arc::new(AtomicBool::new(false));
     let end = Arc::clone(&ended);
@@ -71,7 +80,7 @@ pub(crate) fn run(kind: Kind, addr: SocketAddr) -> anyhow::Result<()> {
     });
     match kind {
         Kind::Nothing => Ok(()),
-        Kind::WrongKeys => wrong_keys(addr, &ended),
+        Kind::WrongKeys => wrong_keys(addr, kid, &ended),
         Kind::Connections => connections(addr, &ended),
     }
 }
@@ -97,9 +106,9 @@ fn every(
 const ADDRESSES: usize = 16;
 
 /// A thousand a second, on connections that are kept as long as the server keeps them.
-fn wrong_keys(addr: SocketAddr, ended: &AtomicBool) -> anyhow::Result<()> {
-    // Signed by somebody else, and otherwise as a key should be.
-    let keys: Vec<Vec<u8>> = (0..1000).map(|n| request(Some(&wrong_key(n)), 16)).collect();
+fn wrong_keys(addr: SocketAddr, kid: &str, ended: &AtomicBool) -> anyhow::Result<()> {
+    let keys = (0..1000).map(|n| Ok(request(Some(&wrong_key(n, kid)?), 16)));
+    let keys: Vec<Vec<u8>> = keys.collect::<anyhow::Result<_>>()?;
     let mut open: Vec<Option<TcpStream>> = (0..4 * ADDRESSES).map(|_| None).collect();
     let (mut refused, mut buffer) = (0_usize, [0; 4096]);
     let mut sent = 0;
@@ -120,7 +129,7 @@ fn wrong_keys(addr: SocketAddr, ended: &AtomicBool) -> anyhow::Result<()> {
             }
         }
         if open[i].is_none() {
-            let from = Ipv4Addr::new(127, 0, 0, 2 + (i % ADDRESSES) as u8);
+            let from = Ipv4Addr::new(127, 0, 0, 1 + (i % ADDRESSES) as u8);
             open[i] = Some(connected(connect(addr, from, None)?));
         }
         if let Some(stream) = &mut open[i] {
@@ -135,14 +144,14 @@ fn wrong_keys(addr: SocketAddr, ended: &AtomicBool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn wrong_key(n: usize) -> String {
+/// Signed by somebody else, and otherwise as a key should be.
+fn wrong_key(n: usize, kid: &str) -> anyhow::Result<String> {
     let claims = serde_json::json!({
-        "jti": format!("{n:032x}"), "sub": "stranger", "scope": "inference",
-        "iat": 1_700_000_000, "exp": 4_000_000_000_u64,
+        "jti": format!("key_{n:024x}"), "sub": "stranger", "scope": "inference", "iat": 1_700_000_000,
     });
     let secret = jsonwebtoken::EncodingKey::from_secret(b"of somebody else, and long enough for it");
-    let token = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &secret);
-    format!("sk-m40-{}", token.unwrap_or_default())
+    let header = jsonwebtoken::Header { kid: Some(kid.into()), ..jsonwebtoken::Header::default() };
+    Ok(format!("sk-m40-{}", jsonwebtoken::encode(&header, &claims, &secret)?))
 }
 
 /// Waits for a connection to be there, which on loopback takes as long as the server's queue is full.

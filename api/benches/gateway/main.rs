@@ -73,6 +73,9 @@ enum Part {
         kind: Kind,
         #[arg(long)]
         addr: SocketAddr,
+        /// The secret that the server's keys are signed with, by name
+        #[arg(long)]
+        kid: String,
     },
 }
 
@@ -86,7 +89,7 @@ fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     match args.part {
         Some(Part::Server(options)) => return server::run(&options),
-        Some(Part::Attack { kind, addr }) => return attack::run(kind, addr),
+        Some(Part::Attack { kind, addr, kid }) => return attack::run(kind, addr, &kid),
         None => system::allow_many_files(),
     }
     let mut report = Report::default();
@@ -97,13 +100,11 @@ fn main() -> anyhow::Result<()> {
             batch: args.batch,
             time: Duration::from_secs_f64(args.seconds),
         };
-        report.streams.push(scenario::streams(&load)?);
+        for keyed in [false, true] {
+            report.streams.push(scenario::streams(&load, keyed)?);
+        }
     }
-    let kinds = if args.company.is_empty() {
-        vec![Kind::Nothing, Kind::WrongKeys, Kind::Connections]
-    } else {
-        args.company.clone()
-    };
+    let kinds = if args.company.is_empty() { Kind::ALL.to_vec() } else { args.company.clone() };
     if args.pairs > 0 {
         for kind in kinds {
             report.company.push(scenario::pairs(
@@ -123,9 +124,11 @@ fn main() -> anyhow::Result<()> {
 fn smoke() -> anyhow::Result<()> {
     system::allow_many_files();
     let load = Load { streams: 20, rate: 2000, batch: 10, time: Duration::from_millis(300) };
-    let streams = scenario::streams(&load)?;
-    let mut report = Report { streams: vec![streams], ..Report::default() };
-    for kind in [Kind::Nothing, Kind::Connections] {
+    let mut report = Report::default();
+    for keyed in [false, true] {
+        report.streams.push(scenario::streams(&load, keyed)?);
+    }
+    for kind in Kind::ALL {
         report.company.push(scenario::pairs(kind, 1, Duration::from_millis(200))?);
     }
     report.print(false);

@@ -33,6 +33,8 @@ impl Spread {
 #[derive(Debug, Serialize)]
 pub(crate) struct Streams {
     pub(crate) streams: usize,
+    /// With a key that is checked, limited and accounted for.
+    pub(crate) keyed: bool,
     /// Tokens in a step of the source.
     pub(crate) batch: usize,
     pub(crate) tokens_per_s: f64,
@@ -105,14 +107,15 @@ impl Report {
             return;
         }
         println!(
-            "| streams | tokens/s | in steps of | token p50 ms | p99 ms | max ms | KB a stream | server, cores | client, cores |"
+            "| streams | keys | tokens/s | in steps of | token p50 ms | p99 ms | max ms | KB a stream | server, cores | client, cores |"
         );
-        println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+        println!("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
         for s in &self.streams {
             let Spread { p50, p99, max } = s.delay;
             println!(
-                "| {} | {:.0} | {} | {:.2} | {:.2} | {:.1} | {:.1} | {:.2} | {:.2} |",
+                "| {} | {} | {:.0} | {} | {:.2} | {:.2} | {:.1} | {:.1} | {:.2} | {:.2} |",
                 s.streams,
+                if s.keyed { "yes" } else { "no" },
                 s.tokens_per_s,
                 s.batch,
                 p50 / 1e3,
