@@ -27,7 +27,7 @@ use tower_http::{
 };
 
 use crate::{
-    auth::{Gate, middleware::guard},
+    auth::{DefaultLimits, Gate, limits::Accounts, middleware::guard},
     error::{ApiError, RETRY_AFTER_MS, shape_rejections},
     observe::{self, Metrics},
     routes,
@@ -90,6 +90,7 @@ pub struct AppState(Arc<Inner>);
 struct Inner {
     config: ServerConfig,
     gate: Gate,
+    accounts: Accounts,
     model: SetOnce<Arc<Model>>,
     draining: AtomicBool,
     metrics: Metrics,
@@ -120,6 +121,7 @@ impl AppState {
         Self(Arc::new(Inner {
             config,
             gate,
+            accounts: Accounts::default(),
             model: SetOnce::new(),
             draining: AtomicBool::new(false),
             metrics: Metrics::default(),
@@ -178,6 +180,16 @@ impl AppState {
     /// What stands before the routes.
     pub(crate) fn gate(&self) -> &Gate {
         &self.0.gate
+    }
+
+    /// What keys may use that have no limits of their own; counts from the next request on.
+    pub fn set_default_limits(&self, defaults: DefaultLimits) {
+        self.0.accounts.set_defaults(defaults);
+    }
+
+    /// What keys have used of what they may.
+    pub(crate) fn accounts(&self) -> &Accounts {
+        &self.0.accounts
     }
 
     /// What is counted.

@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use m40llm::auth::{SigningSecret, vault::VaultConfig};
+use m40llm::auth::{DefaultLimits, SigningSecret, vault::VaultConfig};
 use m40llm_engine::{BackendChoice, DeviceId, EngineConfig, KvType, text::PromptFormat};
 use tracing::level_filters::LevelFilter;
 
@@ -21,9 +21,9 @@ use tracing::level_filters::LevelFilter;
 pub(crate) use reload::{Reloaded, Reloader};
 pub(crate) use values::{Addr, LogFormat, OtlpEndpoint, addr, pem_file, prompt_format};
 use values::{
-    Backend, OnDeviceFailure, Origins, backend, boolean, cors_origins, ctx_size, device, kv_type, log_format,
-    log_level, max_batch, max_connections, max_queue, model_alias, on_device_failure, otlp_endpoint,
-    state_dir, threads, trace_file,
+    Backend, OnDeviceFailure, Origins, backend, boolean, cors_origins, ctx_size, device, key_limit, kv_type,
+    log_format, log_level, max_batch, max_connections, max_queue, model_alias, on_device_failure,
+    otlp_endpoint, state_dir, threads, trace_file,
 };
 
 /// The command line or the configuration is wrong: exit code 2. One line.
@@ -92,7 +92,7 @@ pub(crate) struct ServeArgs {
     /// [default: pages served from loopback addresses]
     #[arg(long, value_name = "LIST", value_parser = cors_origins)]
     cors_origins: Option<Origins>,
-    /// Where keys and accounts are kept [default: $XDG_STATE_HOME/m40llm, else ~/.local/state/m40llm]
+    /// Where keys and accounts are kept [default: m40llm in `XDG_STATE_HOME`, else ~/.local/state/m40llm]
     #[arg(long, value_name = "DIR", value_parser = state_dir)]
     state_dir: Option<PathBuf>,
     /// Ask for a key at /docs and /openapi.json too
@@ -103,6 +103,15 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           value_parser = boolean)]
     no_auth: Option<bool>,
+    /// Most requests a minute of a key that has no limit of its own [default: no limit]
+    #[arg(long, value_name = "N", value_parser = key_limit)]
+    default_rpm: Option<u32>,
+    /// Most tokens a minute of a key that has no limit of its own [default: no limit]
+    #[arg(long, value_name = "N", value_parser = key_limit)]
+    default_tpm: Option<u32>,
+    /// Most requests at once of a key that has no limit of its own [default: no limit]
+    #[arg(long, value_name = "N", value_parser = key_limit)]
+    default_concurrency: Option<u32>,
     /// Once the device has failed: exit, with code 1, or stay and refuse requests [default: exit]
     #[arg(long, value_name = "exit|stay", value_parser = on_device_failure)]
     on_device_failure: Option<OnDeviceFailure>,
@@ -158,6 +167,8 @@ pub(crate) struct ServeConfig {
     pub vault: Option<VaultConfig>,
     /// Ask for a key at the documentation too.
     pub private_docs: bool,
+    /// What keys may use that have no limits of their own.
+    pub default_limits: DefaultLimits,
     /// End the process once the device has failed.
     pub exit_on_failure: bool,
     /// Certificate and key; without, plain HTTP.
@@ -252,6 +263,11 @@ impl ServeArgs {
             cors_origins: layers.pick(self.cors_origins, "cors-origins", cors_origins)?.unwrap_or_default().0,
             vault,
             private_docs: layers.pick(self.private_docs, "private-docs", boolean)?.unwrap_or(false),
+            default_limits: DefaultLimits {
+                rpm: layers.pick(self.default_rpm, "default-rpm", key_limit)?,
+                tpm: layers.pick(self.default_tpm, "default-tpm", key_limit)?,
+                concurrency: layers.pick(self.default_concurrency, "default-concurrency", key_limit)?,
+            },
             exit_on_failure: layers
                 .pick(self.on_device_failure, "on-device-failure", on_device_failure)?
                 .unwrap_or_default()
@@ -273,7 +289,7 @@ impl ServeArgs {
 /// Flags of `keys`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct StateArgs {
-    /// Where keys and accounts are kept [default: $XDG_STATE_HOME/m40llm, else ~/.local/state/m40llm]
+    /// Where keys and accounts are kept [default: m40llm in `XDG_STATE_HOME`, else ~/.local/state/m40llm]
     #[arg(long, global = true, value_name = "DIR", value_parser = state_dir)]
     state_dir: Option<PathBuf>,
     /// Read the state directory's path from this TOML file, as `run` does
@@ -334,6 +350,9 @@ const KEYS: &[Key] = &[
     Key("state-dir", Kind::Text, |s| state_dir(s).map(drop)),
     Key("private-docs", Kind::Truth, |s| boolean(s).map(drop)),
     Key("no-auth", Kind::Truth, |s| boolean(s).map(drop)),
+    Key("default-rpm", Kind::Number, |s| key_limit(s).map(drop)),
+    Key("default-tpm", Kind::Number, |s| key_limit(s).map(drop)),
+    Key("default-concurrency", Kind::Number, |s| key_limit(s).map(drop)),
     Key("on-device-failure", Kind::Text, |s| on_device_failure(s).map(drop)),
     Key("tls-cert", Kind::Text, |s| pem_file(s).map(drop)),
     Key("tls-key", Kind::Text, |s| pem_file(s).map(drop)),
@@ -509,14 +528,20 @@ mod tests {
     #[test]
     fn a_flag_wins_over_the_environment_and_that_over_the_file() {
         let toml = "threads = 1\nctx-size = 10\nmax-batch = 100\nno-auth = true\nmodel-alias = \"filed\"\n\
-                    on-device-failure = \"stay\"";
-        let env = &[("M40LLM_THREADS", "2"), ("M40LLM_CTX_SIZE", "20"), ("M40LLM_MODEL_ALIAS", "")];
+                    on-device-failure = \"stay\"\nenable-cublas = false";
+        let env = &[
+            ("M40LLM_ENABLE_CUBLAS", "1"),
+            ("M40LLM_THREADS", "2"),
+            ("M40LLM_CTX_SIZE", "20"),
+            ("M40LLM_MODEL_ALIAS", ""),
+        ];
         let args =
             ServeArgs { model: ModelArgs { threads: Some(3), ..Default::default() }, ..Default::default() };
         let config = serve(args, env, toml).expect("a configuration");
         assert_eq!(config.model.engine.threads, Some(3));
         assert_eq!(config.model.engine.ctx_size, Some(20));
         assert_eq!(config.model.engine.max_batch, 100);
+        assert!(config.model.engine.cublas);
         assert_eq!(config.model_alias.as_deref(), Some("filed"), "an empty variable counts as absent");
         assert!(config.vault.is_none() && !config.exit_on_failure);
     }
@@ -527,6 +552,7 @@ mod tests {
         assert_eq!(config.addr.to_string(), "127.0.0.1:58439");
         assert_eq!(config.model.engine.max_queue, 256);
         assert_eq!(config.model.engine.kv_type, KvType::F16);
+        assert!(!config.model.engine.cublas);
         assert_eq!(config.model.engine.backend, BackendChoice::Auto);
         assert_eq!(config.prompt_format, PromptFormat::Auto);
         let vault = config.vault.expect("keys");
@@ -546,10 +572,10 @@ mod tests {
             let config = serve(ServeArgs::default(), env, TOML).expect("a configuration");
             config.otlp_endpoint.expect("an endpoint").authority
         };
-        assert_eq!(chosen(&[]), "file:1");
-        assert_eq!(chosen(&[USUAL]), "usual:1");
-        assert_eq!(chosen(&[USUAL, ("M40LLM_OTLP_ENDPOINT", "http://ours:1")]), "ours:1");
-        let error = serve(ServeArgs::default(), &[("OTEL_EXPORTER_OTLP_ENDPOINT", "grpc://a:1")], "");
+        assert_eq!(chosen(&[HOME]), "file:1");
+        assert_eq!(chosen(&[HOME, USUAL]), "usual:1");
+        assert_eq!(chosen(&[HOME, USUAL, ("M40LLM_OTLP_ENDPOINT", "http://ours:1")]), "ours:1");
+        let error = serve(ServeArgs::default(), &[HOME, ("OTEL_EXPORTER_OTLP_ENDPOINT", "grpc://a:1")], "");
         assert!(error.expect_err("grpc").0.contains("OTEL_EXPORTER_OTLP_ENDPOINT is \"grpc://a:1\""));
     }
 

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use crate::{
     MAX_BODY_BYTES,
-    auth::{AuthError, Scope},
+    auth::{AuthError, Scope, limits::Refused},
 };
 
 /// The body of every error.
@@ -59,6 +59,9 @@ pub(crate) const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-aft
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ErrorName(pub(crate) &'static str);
 
+/// `false` keeps the SDKs from trying again.
+pub(crate) const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
 const INVALID: &str = "invalid_request_error";
 const SERVER: &str = "server_error";
 
@@ -95,6 +98,14 @@ impl ApiError {
         let mut error = Self::new(StatusCode::NOT_FOUND, INVALID, message);
         error.detail.param = Some("model".to_owned());
         error.detail.code = Some("model_not_found");
+        error
+    }
+
+    /// 404 for a model that a key may not use: it is told what it would be told if there were none.
+    pub(crate) fn model_not_allowed(asked: &str) -> Self {
+        let mut error = Self::model_not_found(asked, "");
+        error.detail.message =
+            format!("The model `{}` does not exist here, or this key may not use it.", shorten(asked));
         error
     }
 
@@ -154,6 +165,13 @@ impl ApiError {
         let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
         error.detail.code = Some("rate_limit_exceeded");
         error.retry_after = Some(wait);
+        error
+    }
+
+    /// 429 for a key that has used up what it may, or asks for more than it ever may.
+    pub(crate) fn limited(refused: &Refused) -> Self {
+        let mut error = Self::rate_limited(refused.to_string(), Duration::ZERO);
+        error.retry_after = refused.wait();
         error
     }
 
@@ -236,6 +254,9 @@ impl IntoResponse for ApiError {
             let milliseconds = wait.as_nanos().div_ceil(1_000_000) as u64;
             headers.insert(header::RETRY_AFTER, HeaderValue::from(milliseconds.div_ceil(1000)));
             headers.insert(RETRY_AFTER_MS, HeaderValue::from(milliseconds));
+        }
+        if self.status == StatusCode::TOO_MANY_REQUESTS && self.retry_after.is_none() {
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

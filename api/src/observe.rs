@@ -24,7 +24,7 @@ use axum::{
 use tracing::Instrument as _;
 
 use self::request_log::Entry;
-use crate::app::AppState;
+use crate::{app::AppState, error::SHOULD_RETRY};
 
 pub use self::{
     logging::{LogConfig, LogFormat, Logging, init_logging},
@@ -39,7 +39,6 @@ pub(crate) use self::{
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms");
-const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// Outermost layer: the request's id, span and entry in the log, its duration, and counts.
 pub(crate) async fn track(State(state): State<AppState>, mut request: Request, next: Next) -> Response {

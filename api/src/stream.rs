@@ -23,10 +23,7 @@ use tokio_stream::{StreamExt as _, StreamMap};
 
 use crate::{
     app::{AppState, Model},
-    auth::{
-        Identity,
-        ticket::{Demand, Ticket},
-    },
+    auth::ticket::{Caller, Shape, Ticket},
     error::ApiError,
     observe::{self, RequestLog, Work},
     openai::Usage,
@@ -75,19 +72,20 @@ pub(crate) struct Outcome {
 }
 
 impl Sequences {
-    /// Submits all `requests` of `identity`, of which each `per_prompt` share a prompt, or none. `param` is the
+    /// Submits all `requests` of `caller`, of which each `per_prompt` share a prompt, or none. `param` is the
     /// field that prompts come from.
     pub(crate) fn submit(
         state: &AppState,
-        identity: &Identity,
+        caller: Caller,
         log: &RequestLog,
         model: &Arc<Model>,
-        requests: Vec<GenerateRequest>,
+        mut requests: Vec<GenerateRequest>,
         per_prompt: usize,
         param: &str,
     ) -> Result<Self, ApiError> {
         let count = requests.len();
-        let mut ticket = Ticket::open(state, identity, Demand::of(&requests, per_prompt))?;
+        let most = model.engine.info().ctx_size;
+        let mut ticket = Ticket::open(state, caller, &mut requests, &Shape { per_prompt, param, most })?;
         let mut meters = Vec::with_capacity(count);
         log.set_model(&state.config().model_id);
         let mut streams = StreamMap::with_capacity(count);
@@ -95,7 +93,11 @@ impl Sequences {
         for (i, request) in requests.into_iter().enumerate() {
             let prompt_tokens = if i.is_multiple_of(per_prompt) { request.prompt.len() as u64 } else { 0 };
             // On an error the generations before this one are dropped, and so cancelled.
-            let generation = model.engine.submit(request).map_err(|e| ApiError::submit(e, param))?;
+            let submitted = model.engine.submit(request);
+            let generation = submitted.map_err(|e| {
+                ticket.forgive();
+                ApiError::submit(e, param)
+            })?;
             meters.push(Arc::clone(generation.meter()));
             let timings = generation.timings();
             parts.push(Part { timings, prompt_tokens, tokens: 0, last_output: None, reason: None });

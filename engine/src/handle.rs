@@ -49,6 +49,15 @@ pub struct Generation {
     events: mpsc::UnboundedReceiver<Event>,
     meter: Arc<Meter>,
     timings: Timings,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        // The worker may sleep while all that it has is paused.
+        self.events.close();
+        self.shared.bell.ring();
+    }
 }
 
 impl Generation {
@@ -80,6 +89,8 @@ pub struct Stats {
     pub waiting: usize,
     /// Sequences in the batch.
     pub running: usize,
+    /// Sequences whose [`Allowance`](crate::Allowance) allows them no token now.
+    pub paused: usize,
     /// KV blocks in use.
     pub kv_blocks_used: usize,
     /// KV blocks in all.
@@ -225,6 +236,7 @@ impl Engine {
         let weights = match tensors {
             Tensors::Random(named, mixture) => Weights::random(named, mixture, &mut backend)?,
             Tensors::File(file) => {
+                file.prefetch();
                 let weights =
                     Weights::load(&file, &model.architecture, &model.shape, &mut backend, &mut |done| {
                         progress(LoadProgress { done, total });
@@ -325,7 +337,8 @@ impl Engine {
             trace,
         };
         inner.jobs.send(job).map_err(|_| SubmitError::Stopped("its worker thread is gone".into()))?;
-        Ok(Generation { events, meter, timings })
+        inner.shared.bell.ring();
+        Ok(Generation { events, meter, timings, shared: Arc::clone(&inner.shared) })
     }
 
     fn check(&self, request: &GenerateRequest) -> Result<(), SubmitError> {

@@ -46,6 +46,6 @@ pub use error::{EngineError, SubmitError};
 pub use handle::{Engine, Generation, LoadProgress, Stats};
 pub use info::ModelInfo;
 pub use meter::Meter;
-pub use request::{Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage};
+pub use request::{Allowance, Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage};
 pub use sampling::SamplingParams;
 pub use spans::Timings;

@@ -1,5 +1,7 @@
 //! What a request asks for and what it is told.
 
+use std::{fmt, sync::Arc, time::Duration};
+
 use crate::{error::EngineError, sampling::SamplingParams};
 
 /// One sequence to generate.
@@ -19,6 +21,20 @@ pub struct GenerateRequest {
     pub logprobs: Option<usize>,
     /// The same for the prompt's tokens, delivered in one [`Event::Prompt`].
     pub prompt_logprobs: Option<usize>,
+    /// Who allows its tokens, one by one; `None`: nobody need be asked. Requests may share one.
+    pub allowance: Option<Arc<dyn Allowance>>,
+}
+
+/// Allows tokens to be generated, so that a caller who has used up its share pauses instead of failing.
+///
+/// Asked on the worker's thread before each token: an answer must come at once.
+pub trait Allowance: fmt::Debug + Send + Sync {
+    /// Takes the right to generate one token more; otherwise says after how long to ask again. Until then
+    /// the sequence is left out of steps and keeps its blocks, unless others need them.
+    fn draw(&self) -> Result<(), Duration>;
+
+    /// Gives back a token that was drawn and will not be generated, as its request was cancelled or failed.
+    fn give_back(&self);
 }
 
 /// A token's log-probability and that of its best alternatives.

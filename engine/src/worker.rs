@@ -1,10 +1,10 @@
 //! The one thread that runs the model: take requests, plan a step, run it, sample, emit.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex},
-    time::Instant,
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::TryRecvError};
@@ -15,7 +15,7 @@ use crate::{
     handle::{Place, Stats, lock},
     meter::Meter,
     model::Decoder,
-    request::{Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage},
+    request::{Allowance, Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage},
     sampling::{Sampler, log_softmax_of, top_logprobs},
     sched::{Batch, Limits, Planned, Scheduler, SequenceId},
     spans::Trace,
@@ -38,6 +38,28 @@ pub(crate) struct Shared {
     pub(crate) stats: Mutex<Stats>,
     /// Set once, when the worker ends by a lost device or a panic.
     pub(crate) failure: Mutex<Option<String>>,
+    /// Rung with every request that comes or goes.
+    pub(crate) bell: Bell,
+}
+
+/// Wakes the worker where it sleeps because all that it has is paused.
+#[derive(Debug, Default)]
+pub(crate) struct Bell {
+    rung: Mutex<bool>,
+    wake: Condvar,
+}
+
+impl Bell {
+    pub(crate) fn ring(&self) {
+        *lock(&self.rung) = true;
+        self.wake.notify_one();
+    }
+
+    /// Returns when it is rung, at once when it was rung since the last call, and after `most`.
+    fn wait(&self, most: Duration) {
+        let rung = self.wake.wait_timeout_while(lock(&self.rung), most, |rung| !*rung);
+        *rung.unwrap_or_else(PoisonError::into_inner).0 = false;
+    }
 }
 
 /// Runs until every [`crate::Engine`] is gone and the work is done. A lost device or a panic fails all
@@ -55,6 +77,7 @@ pub(crate) fn run<B: Backend>(
         tokenizer,
         scheduler: Scheduler::new(limits, kv_blocks),
         running: HashMap::new(),
+        rationed: VecDeque::new(),
         inbox,
         next_id: 0,
         needs: Vec::new(),
@@ -80,6 +103,8 @@ struct Worker<'a, B: Backend> {
     scheduler: Scheduler,
     /// Waiting and running requests.
     running: HashMap<SequenceId, Running>,
+    /// Those of them that have an allowance; who has waited longest for a token comes first.
+    rationed: VecDeque<SequenceId>,
     inbox: UnboundedReceiver<Job>,
     next_id: u64,
     /// What the step's requests need of each row of logits.
@@ -95,16 +120,15 @@ impl<B: Backend> Worker<'_, B> {
         self.publish();
         while self.receive() {
             self.drop_cancelled();
+            let pause = self.draw();
             self.scheduler.plan(&mut batch, &mut planned);
-            self.stats.waiting = self.scheduler.waiting();
-            self.stats.running = self.scheduler.running();
-            if !batch.tokens.is_empty() {
-                self.publish();
-                self.step(&batch, &planned)?;
-            }
-            self.stats.waiting = self.scheduler.waiting();
-            self.stats.running = self.scheduler.running();
             self.publish();
+            if !batch.tokens.is_empty() {
+                self.step(&batch, &planned)?;
+                self.publish();
+            } else if let Some(pause) = pause {
+                self.shared.bell.wait(pause);
+            }
         }
         Ok(())
     }
@@ -132,6 +156,9 @@ impl<B: Backend> Worker<'_, B> {
         self.next_id += 1;
         let prompt = job.request.prompt.clone();
         self.scheduler.add(id, prompt, job.request.prompt_logprobs.is_some());
+        if job.request.allowance.is_some() {
+            self.rationed.push_back(id);
+        }
         self.running.insert(id, Running::new(job));
     }
 
@@ -145,6 +172,29 @@ impl<B: Backend> Worker<'_, B> {
             }
             keep
         });
+    }
+
+    /// Asks the allowances for the tokens that the next step may generate. Who is given none is paused; who was
+    /// given one asks last the next time, so that those who share one take turns. Returns how long
+    /// until the first may ask again.
+    fn draw(&mut self) -> Option<Duration> {
+        let Self { running, rationed, scheduler, .. } = self;
+        let mut shortest: Option<Duration> = None;
+        let mut served = Vec::new();
+        rationed.retain(|&id| {
+            let Some(request) = running.get_mut(&id) else { return false };
+            let allowed = request.draw();
+            if std::mem::replace(&mut request.paused, allowed.is_err()) != request.paused {
+                if request.paused { scheduler.pause(id) } else { scheduler.resume(id) }
+            }
+            match allowed {
+                Ok(()) => served.push(id),
+                Err(wait) => shortest = Some(shortest.map_or(wait, |s| s.min(wait))),
+            }
+            allowed.is_err()
+        });
+        rationed.extend(served);
+        shortest
     }
 
     /// A step that fails ends the requests it was for; only a lost device ends the others too.
@@ -212,11 +262,13 @@ impl<B: Backend> Worker<'_, B> {
         while let Ok(job) = self.inbox.try_recv() {
             let _ = job.events.send(Event::Failed(error.clone()));
         }
-        (self.stats.waiting, self.stats.running) = (0, 0);
         self.publish();
     }
 
     fn publish(&mut self) {
+        self.stats.waiting = self.scheduler.waiting();
+        self.stats.running = self.scheduler.running();
+        self.stats.paused = self.scheduler.paused();
         let pool = self.scheduler.pool();
         self.stats.kv_blocks_used = pool.total() - pool.free();
         let Counters { launches, syncs } = self.decoder.counters();
@@ -246,10 +298,23 @@ struct Running {
     output: Output,
     scored: Vec<TokenOut>,
     generated: usize,
+    allowance: Option<Arc<dyn Allowance>>,
+    /// A token has been drawn and not been generated yet.
+    drawn: bool,
+    /// It was allowed none.
+    paused: bool,
     events: UnboundedSender<Event>,
     meter: Arc<Meter>,
     trace: Trace,
     _place: Place,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(allowance) = self.allowance.as_ref().filter(|_| self.drawn) {
+            allowance.give_back();
+        }
+    }
 }
 
 impl Running {
@@ -264,12 +329,24 @@ impl Running {
             output: Output::new(&request.stop),
             scored: Vec::new(),
             generated: 0,
+            allowance: request.allowance,
+            drawn: false,
+            paused: false,
             prompt: request.prompt,
             events,
             meter,
             trace,
             _place: place,
         }
+    }
+
+    /// Has a token to generate, or is told how long to wait for one.
+    fn draw(&mut self) -> Result<(), Duration> {
+        if let Some(allowance) = self.allowance.as_ref().filter(|_| !self.drawn && self.max_tokens > 0) {
+            allowance.draw()?;
+            self.drawn = true;
+        }
+        Ok(())
     }
 
     /// What the next step's logits are looked at for.
@@ -300,6 +377,7 @@ impl Running {
             return Progress::Ended;
         };
         self.generated += 1;
+        self.drawn = false;
         self.meter.generated(self.generated);
         if self.generated == 1 {
             self.trace.first_token();

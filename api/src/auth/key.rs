@@ -103,6 +103,29 @@ pub struct KeyLimits {
     pub priority: Priority,
 }
 
+/// What a key may use that has no limit of its own; absent is without limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DefaultLimits {
+    /// Requests a minute.
+    pub rpm: Option<u32>,
+    /// Tokens a minute.
+    pub tpm: Option<u32>,
+    /// Requests at the same time.
+    pub concurrency: Option<u32>,
+}
+
+impl DefaultLimits {
+    /// What a key may use: its own limits first.
+    #[must_use]
+    pub fn under(self, key: &KeyLimits) -> Self {
+        Self {
+            rpm: key.rpm.or(self.rpm),
+            tpm: key.tpm.or(self.tpm),
+            concurrency: key.concurrency.or(self.concurrency),
+        }
+    }
+}
+
 /// A key as the store knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {

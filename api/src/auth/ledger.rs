@@ -216,6 +216,7 @@ impl Ledger {
     }
 
     /// A number that grows with every change of the keys.
+    #[cfg(any(feature = "server", test))]
     pub(crate) fn revision(&self) -> Result<i64, AuthError> {
         Ok(self.connection.prepare_cached("SELECT n FROM revision")?.query_row([], |row| row.get(0))?)
     }

@@ -59,6 +59,11 @@ impl Identity {
         self.key().map(|key| &key.limits)
     }
 
+    /// Whether it may use a model.
+    pub fn may_use(&self, model: &str) -> bool {
+        self.limits().is_none_or(|l| l.models.is_empty() || l.models.iter().any(|m| m == model))
+    }
+
     /// The place in the queue.
     pub fn priority(&self) -> Priority {
         self.limits().map_or(Priority::Normal, |limits| limits.priority)
@@ -215,6 +220,9 @@ pub(crate) async fn guard(State(state): State<AppState>, mut request: Request, n
             }
             request.extensions_mut().insert(identity.clone());
             let mut response = next.run(request).await;
+            if let Some(account) = identity.key().and_then(|key| state.accounts().of(key)) {
+                account.write(response.headers_mut());
+            }
             response.extensions_mut().insert(identity);
             response
         }

@@ -15,6 +15,7 @@
 //! | `store` | the vault of a running server: one writer thread, keys in memory |
 //! | `middleware` | who asks, and whether they may |
 //! | `failures` | who guesses keys |
+//! | `limits` | what a key may use, and has used of it |
 //! | `ticket` | what one request uses |
 //!
 //! Neither a key nor its signature is ever stored or logged: the ledger knows a key by its id (`jti`).
@@ -23,6 +24,8 @@
 pub(crate) mod failures;
 pub mod key;
 pub mod ledger;
+#[cfg(feature = "server")]
+pub(crate) mod limits;
 #[cfg(feature = "server")]
 pub mod middleware;
 pub mod secret;
@@ -34,9 +37,12 @@ pub mod token;
 pub mod vault;
 pub mod view;
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    fmt::Write as _,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
-pub use key::{Key, KeyLimits, NewKey, Priority, Scope, Status};
+pub use key::{DefaultLimits, Key, KeyLimits, NewKey, Priority, Scope, Status};
 #[cfg(feature = "server")]
 pub use middleware::{Gate, Identity};
 pub use secret::SigningSecret;
@@ -100,7 +106,10 @@ pub(crate) fn random_hex(length: usize) -> Result<String, AuthError> {
     let mut bytes = vec![0; length];
     getrandom::fill(&mut bytes)
         .map_err(|e| AuthError::Secret(format!("the system gives no random numbers: {e}")))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(bytes.iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    }))
 }
 
 #[cfg(test)]

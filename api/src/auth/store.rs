@@ -195,7 +195,9 @@ impl Writer {
         if !worked.is_empty() {
             // Who is told that a key is made or revoked may count on it.
             self.look();
-            worked.into_iter().for_each(|tell| tell());
+            for tell in worked {
+                tell();
+            }
         }
     }
 

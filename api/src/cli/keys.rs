@@ -1,7 +1,7 @@
 //! `m40llm keys`: makes keys, lists them, takes them back, and says what they used. Works on the state
 //! directory itself, whether a server runs on it or not.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use m40llm::auth::{
     self, AuthError, Key, KeyLimits, NewKey, Priority, Scope, Vault,
@@ -161,10 +161,10 @@ fn create(vault: &mut Vault, new: Create, json: bool) -> anyhow::Result<String> 
     }
     // On stderr, so that `KEY=$(m40llm keys create --name x)` holds the key and nothing else.
     eprintln!(
-        "made {} ({}), which expires {}; it is shown this once",
+        "made {} ({}), valid {}; it is shown this once",
         key.id,
         scopes(&key),
-        key.expires.map_or("never".to_owned(), auth::utc)
+        key.expires.map_or("for ever".to_owned(), |time| format!("until {}", auth::utc(time)))
     );
     Ok(text + "\n")
 }
@@ -248,8 +248,9 @@ fn table_of_days(keys: &[Key], records: &[UsageRecord]) -> String {
             completion_tokens,
             device_seconds,
         } = record.into();
-        out += &format!(
-            "{},{},{day},{},{requests},{prompt_tokens},{cached_tokens},{completion_tokens},{device_seconds}\n",
+        let _ = writeln!(
+            out,
+            "{},{},{day},{},{requests},{prompt_tokens},{cached_tokens},{completion_tokens},{device_seconds}",
             record.key,
             quoted(name),
             quoted(&model),
@@ -272,7 +273,7 @@ fn columns(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut out = String::new();
     for row in &rows {
         for (cell, width) in row.iter().zip(&widths) {
-            out += &format!("{cell:width$}  ");
+            let _ = write!(out, "{cell:width$}  ");
         }
         out += row.last().map_or("", String::as_str);
         out.push('\n');

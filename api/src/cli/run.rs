@@ -69,6 +69,7 @@ async fn serve(model: PathBuf, config: ServeConfig, mut reloader: Reloader) -> a
     let (listener, addr) = bind(&config, store.as_ref()).await?;
     let gate = store.clone().map_or_else(Gate::open, |store| Gate::guarded(store, config.private_docs));
     let state = AppState::guarded(ServerConfig { tls, ..server_config(&model, &config) }, gate);
+    state.set_default_limits(config.default_limits);
     let (stop, stopped) = oneshot::channel::<()>();
     let shutdown = async { stopped.await.unwrap_or_default() };
     let mut server = tokio::spawn(m40llm::serve(listener, state.clone(), shutdown));
@@ -156,6 +157,7 @@ fn reload(reloader: &mut Reloader, state: &AppState, logging: &Logging) {
         Err(error) => tracing::error!("the configuration stays as it was: {error}"),
         Ok(None) => tracing::info!("there is no configuration file (--config) to read again"),
         Ok(Some(Reloaded { config, taken, restart })) => {
+            state.set_default_limits(config.default_limits);
             logging.set_level(config.log_level, || {
                 tracing::info!("the configuration was read again, changed: {}", listed(&taken));
                 if !restart.is_empty() {

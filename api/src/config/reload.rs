@@ -3,7 +3,7 @@
 use super::{ConfigError, Layers, ServeArgs, ServeConfig, Values};
 
 /// Keys whose new values the running server takes over. The others want a restart.
-pub(crate) const RELOADABLE: &[&str] = &["log-level"];
+pub(crate) const RELOADABLE: &[&str] = &["default-concurrency", "default-rpm", "default-tpm", "log-level"];
 
 /// Reads the file again, under the same flags and environment.
 pub(crate) struct Reloader {
@@ -60,15 +60,20 @@ fn changed(old: &Values, new: &Values) -> impl Iterator<Item = &'static str> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{ffi::OsString, path::Path};
 
     use tracing::level_filters::LevelFilter;
 
     use super::*;
 
+    /// An environment with a home and nothing else.
+    fn home(name: &str) -> Option<OsString> {
+        (name == "HOME").then(|| "/home/u".into())
+    }
+
     fn layers(path: &Path, toml: &str) -> Result<Layers, ConfigError> {
         std::fs::write(path, toml).expect("a file");
-        Layers::read_with(Some(path), Box::new(|_| None))
+        Layers::read_with(Some(path), Box::new(home))
     }
 
     #[test]
@@ -95,9 +100,25 @@ mod tests {
     }
 
     #[test]
+    fn default_limits_are_taken_over() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("m40llm.toml");
+        let mut reloader = Reloader { args: ServeArgs::default(), values: Vec::new() };
+        let mut reload = |toml: &str| {
+            let layers = layers(&path, toml).expect("a file");
+            let reloaded = reloader.reload_in(layers).expect("no error").expect("a file");
+            assert!(reloaded.restart.is_empty());
+            reloaded.config.default_limits
+        };
+        let limits = reload("default-rpm = 60\ndefault-tpm = 1000\ndefault-concurrency = 3");
+        assert_eq!((limits.rpm, limits.tpm, limits.concurrency), (Some(60), Some(1000), Some(3)));
+        assert_eq!(reload("log-level = \"info\"").rpm, None);
+    }
+
+    #[test]
     fn without_a_file_there_is_nothing_to_read() {
         let mut reloader = Reloader { args: ServeArgs::default(), values: Vec::new() };
-        let none = Layers { env: Box::new(|_| None), file: None };
+        let none = Layers { env: Box::new(home), file: None };
         assert!(reloader.reload_in(none).expect("no error").is_none());
     }
 }

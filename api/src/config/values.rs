@@ -245,6 +245,11 @@ pub(crate) fn max_batch(s: &str) -> Result<usize, String> {
     number(s, 1, 512)
 }
 
+/// `--default-rpm`, `--default-tpm`, `--default-concurrency`.
+pub(crate) fn key_limit(s: &str) -> Result<u32, String> {
+    number(s, 1, u32::MAX as usize).map(|n| n as u32)
+}
+
 /// `--max-queue`.
 pub(crate) fn max_queue(s: &str) -> Result<usize, String> {
     number(s, 1, 1 << 20)

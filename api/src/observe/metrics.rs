@@ -302,6 +302,12 @@ fn engine(page: &mut Page, Gauges { stats, ready }: &Gauges) {
     page.one("m40llm_steps_total", "counter", "Steps of the model.", stats.steps);
     page.one("m40llm_sequences_running", "gauge", "Sequences in the batch.", stats.running);
     page.one("m40llm_sequences_waiting", "gauge", "Sequences waiting for a place.", stats.waiting);
+    page.one(
+        "m40llm_sequences_paused",
+        "gauge",
+        "Sequences whose key has no tokens left for now.",
+        stats.paused,
+    );
     page.one("m40llm_kv_blocks_used", "gauge", "KV cache blocks in use.", stats.kv_blocks_used);
     page.one("m40llm_kv_blocks", "gauge", "KV cache blocks in all.", stats.kv_blocks_total);
     page.one(

@@ -16,7 +16,7 @@ use crate::{
     app::AppState,
     auth::{
         KeyLimits, NewKey, Priority, Scope, Store, key,
-        ledger::{UsageFilter, UsageRecord},
+        ledger::{Ledger, UsageFilter, UsageRecord},
         now,
         view::{CreatedKey, DailyUsage, KeyInfo},
     },
@@ -67,7 +67,7 @@ pub(super) struct KeyList {
     security(("ApiKey" = [])),
 )]
 pub(super) async fn list(State(state): State<AppState>) -> Result<Json<KeyList>, ApiError> {
-    let keys = store(&state)?.read(|ledger| ledger.keys()).await.map_err(|e| ApiError::auth(&e))?;
+    let keys = store(&state)?.read(Ledger::keys).await.map_err(|e| ApiError::auth(&e))?;
     let now = now();
     Ok(Json(KeyList { object: "list", data: keys.iter().map(|key| KeyInfo::of(key, now)).collect() }))
 }

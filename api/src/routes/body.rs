@@ -12,6 +12,8 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     MAX_BODY_BYTES,
+    app::AppState,
+    auth::ticket::Caller,
     error::{ApiError, shorten},
     transport,
 };
@@ -46,6 +48,32 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
             }
         };
         Ok(Self { value: parse(&bytes)?, bytes: bytes.len() })
+    }
+}
+
+/// A JSON body that asks for work: its caller's limits count it before a byte of it is read.
+pub(crate) struct Work<T> {
+    /// Who asks.
+    pub(crate) caller: Caller,
+    /// What for.
+    pub(crate) value: T,
+    /// How long the body was.
+    pub(crate) bytes: usize,
+}
+
+impl<T: DeserializeOwned> FromRequest<AppState> for Work<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        let caller = match Caller::enter(state, request.extensions().get()) {
+            Ok(caller) => caller,
+            Err(refusal) => {
+                abandon(request);
+                return Err(refusal);
+            }
+        };
+        let JsonBody { value, bytes } = JsonBody::from_request(request, state).await?;
+        Ok(Self { caller, value, bytes })
     }
 }
 

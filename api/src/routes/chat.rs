@@ -11,12 +11,11 @@ use m40llm_engine::Event;
 
 use super::{
     Head, WorkFailures,
-    body::{JsonBody, beside},
+    body::{Work, beside},
     finish_reason,
 };
 use crate::{
     app::{AppState, Model},
-    auth::Identity,
     error::ApiError,
     logprobs,
     observe::RequestLog,
@@ -49,9 +48,8 @@ use crate::{
 )]
 pub(super) async fn create(
     State(state): State<AppState>,
-    identity: Identity,
     Extension(log): Extension<RequestLog>,
-    JsonBody { value, bytes }: JsonBody<ChatRequest>,
+    Work { caller, value, bytes }: Work<ChatRequest>,
 ) -> Result<Response, ApiError> {
     let model = state.admit(value.model.as_deref())?;
     let job = {
@@ -59,7 +57,7 @@ pub(super) async fn create(
         beside(bytes, move || validate::chat(value, &model, state.config())).await?
     };
     let n = job.requests.len();
-    let sequences = Sequences::submit(&state, &identity, &log, &model, job.requests, n, "messages")?;
+    let sequences = Sequences::submit(&state, caller, &log, &model, job.requests, n, "messages")?;
     let head = Head::new("chatcmpl", &state, &model);
     if job.stream {
         let wire = Chunks { head, n, model, include_usage: job.include_usage, logprobs: job.logprobs };

@@ -11,12 +11,11 @@ use m40llm_engine::{Event, TokenOut};
 
 use super::{
     Head, WorkFailures,
-    body::{JsonBody, beside},
+    body::{Work, beside},
     finish_reason,
 };
 use crate::{
     app::{AppState, Model},
-    auth::Identity,
     error::ApiError,
     logprobs::{self, Offsets},
     observe::RequestLog,
@@ -47,9 +46,8 @@ use crate::{
 )]
 pub(super) async fn create(
     State(state): State<AppState>,
-    identity: Identity,
     Extension(log): Extension<RequestLog>,
-    JsonBody { value, bytes }: JsonBody<CompletionRequest>,
+    Work { caller, value, bytes }: Work<CompletionRequest>,
 ) -> Result<Response, ApiError> {
     let model = state.admit(value.model.as_deref())?;
     let mut job = {
@@ -57,7 +55,7 @@ pub(super) async fn create(
         beside(bytes, move || validate::completions(value, &model, most)).await?
     };
     let requests = std::mem::take(&mut job.requests);
-    let sequences = Sequences::submit(&state, &identity, &log, &model, requests, job.best_of, "prompt")?;
+    let sequences = Sequences::submit(&state, caller, &log, &model, requests, job.best_of, "prompt")?;
     let head = Head::new("cmpl", &state, &model);
     if job.stream {
         return respond(sequences, Pieces::new(head, model, &job), Framing::Sse).await;

@@ -12,12 +12,11 @@ use utoipa::ToSchema;
 
 use super::{
     WorkFailures,
-    body::{JsonBody, beside},
+    body::{Work, beside},
     finish_reason,
 };
 use crate::{
     app::{AppState, Model, ServerConfig},
-    auth::Identity,
     error::ApiError,
     observe::RequestLog,
     openai::{FinishReason, Stop, Usage, int, number, object_only, seed},
@@ -114,10 +113,9 @@ pub(super) struct NativePiece<'a> {
 )]
 pub(super) async fn generate(
     State(state): State<AppState>,
-    identity: Identity,
     Extension(log): Extension<RequestLog>,
     headers: HeaderMap,
-    JsonBody { value, bytes }: JsonBody<NativeRequest>,
+    Work { caller, value, bytes }: Work<NativeRequest>,
 ) -> Result<Response, ApiError> {
     let model = state.admit(None)?;
     let stream = value.stream.unwrap_or(false);
@@ -125,7 +123,7 @@ pub(super) async fn generate(
         let (model, state) = (model.clone(), state.clone());
         beside(bytes, move || prepare(value, &model, state.config())).await?
     };
-    let sequences = Sequences::submit(&state, &identity, &log, &model, vec![request], 1, "prompt")?;
+    let sequences = Sequences::submit(&state, caller, &log, &model, vec![request], 1, "prompt")?;
     if stream {
         let framing = if accepts_sse(&headers) { Framing::Sse } else { Framing::Ndjson };
         return respond(sequences, Pieces { framing, reason: FinishReason::Stop }, framing).await;

@@ -37,7 +37,8 @@ use crate::{app::AppState, error::ErrorBody};
     info(
         title = "m40llm",
         description = "An OpenAI-compatible gateway that runs GGUF models in process.\n\n\
-            Every response carries `x-request-id` and `openai-processing-ms`. Every error has the body \
+            Every response carries `x-request-id` and `openai-processing-ms`, and those to a key with limits \
+            `x-ratelimit-{limit,remaining,reset}-{requests,tokens}`. Every error has the body \
             `{\"error\":{\"message\",\"type\",\"param\",\"code\"}}`. Bodies are JSON of at most 8 MiB.\n\n\
             On a loopback address without keys no key is needed; otherwise send \
             `Authorization: Bearer sk-m40-…` or `x-api-key: sk-m40-…`. A key has scopes, none of which \
@@ -117,14 +118,25 @@ const FAILURES: &[(u16, &str, &str, bool)] = &[
         false,
     ),
     (401, "Unauthorized", "The key is missing or not valid (`invalid_api_key`).", false),
-    (403, "Forbidden", "The key lacks the scope (`insufficient_scope`).", false),
-    (404, "NotFound", "`model` names a model that is not loaded (`model_not_found`).", false),
+    (
+        403,
+        "Forbidden",
+        "The key lacks the scope (`insufficient_scope`), or no key is needed and the `Host` is not this machine (`host_not_allowed`).",
+        false,
+    ),
+    (
+        404,
+        "NotFound",
+        "`model` names a model that is not loaded, or that the key may not use (`model_not_found`).",
+        false,
+    ),
+    (408, "BodyTimeout", "The body came too slowly; the connection is closed.", false),
     (413, "PayloadTooLarge", "The body is larger than 8 MiB.", false),
     (415, "UnsupportedMediaType", "The body is not `application/json`.", false),
     (
         429,
         "RateLimited",
-        "Over the key's requests or tokens per minute, or too many requests without a valid key from one address (`rate_limit_exceeded`).",
+        "Over the key's requests or tokens per minute, or its requests at once, or too many requests without a valid key from one address (`rate_limit_exceeded`). Without `Retry-After` and with `x-should-retry: false` when the request is larger than a whole minute's tokens.",
         true,
     ),
     (500, "InternalError", "The server failed on this request.", false),
@@ -160,6 +172,11 @@ fn failure(status: u16, description: &str, retry: bool) -> Response {
             .description(Some("Seconds after which to try again; at most 60."))
             .build();
         response = response.header("Retry-After", header);
+        let header = HeaderBuilder::new()
+            .schema(Some(ObjectBuilder::new().schema_type(Type::Integer)))
+            .description(Some("The same in milliseconds."))
+            .build();
+        response = response.header("retry-after-ms", header);
     }
     response.build()
 }
@@ -174,7 +191,7 @@ struct WorkFailures;
 
 impl IntoResponses for WorkFailures {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        failures(&[400, 401, 403, 404, 413, 415, 429, 500, 503])
+        failures(&[400, 401, 403, 404, 408, 413, 415, 429, 500, 503])
     }
 }
 
@@ -183,7 +200,7 @@ struct BodyFailures;
 
 impl IntoResponses for BodyFailures {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        failures(&[400, 401, 403, 413, 415, 500, 503])
+        failures(&[400, 401, 403, 408, 413, 415, 500, 503])
     }
 }
 

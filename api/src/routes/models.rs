@@ -8,6 +8,7 @@ use axum::{
 use super::{ReadFailures, failures};
 use crate::{
     app::AppState,
+    auth::Identity,
     error::ApiError,
     openai::models::{Model, ModelList, ModelMeta},
 };
@@ -34,14 +35,19 @@ impl utoipa::IntoResponses for NamedFailures {
     }
 }
 
-/// List the models: the one that is loaded.
+/// List the models: the one that is loaded, if the key may use it.
 #[utoipa::path(
     get, path = "/v1/models", operation_id = "listModels", tag = "OpenAI",
     responses((status = 200, description = "The models.", body = ModelList), ModelFailures),
     security(("ApiKey" = []), ()),
 )]
-pub(super) async fn list(State(state): State<AppState>) -> Result<Json<ModelList>, ApiError> {
-    Ok(Json(ModelList { object: "list", data: vec![describe(&state)?] }))
+pub(super) async fn list(
+    State(state): State<AppState>,
+    identity: Identity,
+) -> Result<Json<ModelList>, ApiError> {
+    let mut data = vec![describe(&state)?];
+    data.retain(|model| identity.may_use(&model.id));
+    Ok(Json(ModelList { object: "list", data }))
 }
 
 /// Describe a model.
@@ -53,8 +59,12 @@ pub(super) async fn list(State(state): State<AppState>) -> Result<Json<ModelList
 )]
 pub(super) async fn retrieve(
     State(state): State<AppState>,
+    identity: Identity,
     Path(id): Path<String>,
 ) -> Result<Json<Model>, ApiError> {
+    if !identity.may_use(&id) {
+        return Err(ApiError::model_not_allowed(&id));
+    }
     state.check_model(Some(&id))?;
     Ok(Json(describe(&state)?))
 }
@@ -62,9 +72,10 @@ pub(super) async fn retrieve(
 /// As [`retrieve`], for an id such as `owner/name`.
 pub(super) async fn retrieve_with_slash(
     state: State<AppState>,
+    identity: Identity,
     Path((owner, name)): Path<(String, String)>,
 ) -> Result<Json<Model>, ApiError> {
-    retrieve(state, Path(format!("{owner}/{name}"))).await
+    retrieve(state, identity, Path(format!("{owner}/{name}"))).await
 }
 
 fn describe(state: &AppState) -> Result<Model, ApiError> {

@@ -70,9 +70,8 @@ pub(crate) fn chat(request: ChatRequest, model: &Model, config: &ServerConfig) -
                 max_tokens,
                 sampling,
                 stop: stop.clone(),
-                ignore_eos: false,
                 logprobs,
-                prompt_logprobs: None,
+                ..GenerateRequest::default()
             }
         })
         .collect();

@@ -123,10 +123,10 @@ pub(crate) fn completions(
                 max_tokens: Some(limit),
                 sampling,
                 stop: stop.clone(),
-                ignore_eos: false,
                 // Several candidates are ranked by them.
                 logprobs: logprobs.or((best_of > n).then_some(0)),
                 prompt_logprobs: logprobs.filter(|_| echo),
+                ..GenerateRequest::default()
             });
         }
     }

@@ -9,10 +9,11 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A command that sees no settings and no CUDA devices of the surroundings.
+/// A command that sees no settings, no keys and no CUDA devices of the surroundings.
 pub(crate) fn m40llm(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_m40llm"));
     command.args(arguments).stdin(Stdio::null()).env("CUDA_VISIBLE_DEVICES", "-1");
+    command.env("XDG_STATE_HOME", env!("CARGO_TARGET_TMPDIR"));
     for setting in [
         "ADDR",
         "BACKEND",
@@ -20,6 +21,7 @@ pub(crate) fn m40llm(arguments: &[&str]) -> Command {
         "CORS_ORIGINS",
         "CTX_SIZE",
         "DEVICE",
+        "ENABLE_CUBLAS",
         "KV_TYPE",
         "LOG_FORMAT",
         "LOG_LEVEL",
@@ -29,8 +31,11 @@ pub(crate) fn m40llm(arguments: &[&str]) -> Command {
         "MODEL_ALIAS",
         "NO_AUTH",
         "OTLP_ENDPOINT",
+        "PRIVATE_DOCS",
         "PROMPT_FORMAT",
         "REQUIRE_SM52",
+        "SIGNING_SECRET",
+        "STATE_DIR",
         "THREADS",
         "TLS_CERT",
         "TLS_KEY",
@@ -38,6 +43,8 @@ pub(crate) fn m40llm(arguments: &[&str]) -> Command {
         command.env_remove(format!("M40LLM_{setting}"));
     }
     command.env_remove("OTEL_EXPORTER_OTLP_ENDPOINT");
+    // Whoever runs the tests may have keys; here are none.
+    command.env("M40LLM_STATE_DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/no-keys"));
     command
 }
 
@@ -45,11 +52,11 @@ pub(crate) fn run(arguments: &[&str]) -> Output {
     m40llm(arguments).output().expect("the binary starts")
 }
 
-fn stdout(output: &Output) -> &str {
+pub(crate) fn stdout(output: &Output) -> &str {
     std::str::from_utf8(&output.stdout).expect("UTF-8 on stdout")
 }
 
-fn stderr(output: &Output) -> &str {
+pub(crate) fn stderr(output: &Output) -> &str {
     std::str::from_utf8(&output.stderr).expect("UTF-8 on stderr")
 }
 
@@ -92,7 +99,7 @@ fn generate(flags: &[&str]) -> Output {
 fn help_teaches_and_goes_to_stdout() {
     let output = run(&["--help"]);
     assert_eq!(output.status.code(), Some(0));
-    let mut commands = vec!["generate", "chat", "inspect", "bench", "devices", "health", "openapi"];
+    let mut commands = vec!["generate", "chat", "inspect", "bench", "devices", "health", "keys", "openapi"];
     if cfg!(feature = "server") {
         commands.push("run");
     }

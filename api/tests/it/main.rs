@@ -4,10 +4,13 @@ mod cli;
 #[path = "../../../engine/tests/it/support/mod.rs"]
 #[allow(dead_code, reason = "the engine's tests use the rest of it")]
 mod gguf_files;
+mod keys;
 mod malformed;
 #[cfg(feature = "server")]
 mod support;
 
+#[cfg(feature = "server")]
+mod auth;
 #[cfg(feature = "server")]
 mod chat;
 #[cfg(feature = "server")]
@@ -24,6 +27,10 @@ mod failure;
 mod faulty;
 #[cfg(feature = "server")]
 mod guard;
+#[cfg(feature = "server")]
+mod guarded;
+#[cfg(feature = "server")]
+mod limits;
 #[cfg(feature = "server")]
 mod listening;
 #[cfg(feature = "server")]

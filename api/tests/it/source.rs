@@ -30,8 +30,8 @@ impl Default for Pace {
     }
 }
 
-/// An engine that gives every request its `max_tokens` tokens at this pace, then ends it by
-/// [`FinishReason::Length`]. A prompt's bytes are its tokens; stop strings and log-probabilities are not
+/// An engine that gives every request its `max_tokens` tokens at this pace, as far as its allowance goes, then
+/// ends it by [`FinishReason::Length`]. A prompt's bytes are its tokens; stop strings and log-probabilities are not
 /// looked at.
 pub(crate) fn engine(config: &EngineConfig, pace: Pace) -> Engine {
     Engine::from_source(config, move |inbox| Source { pace, stats: Stats::default() }.run(inbox)).unwrap()
@@ -59,6 +59,7 @@ impl Source {
             while let Ok(Some(job)) = inbox.try_recv() {
                 self.take(job, &mut running);
             }
+            let (given, waiting) = (self.stats.generated_tokens, running.len());
             for _ in 0..running.len().min(self.pace.batch) {
                 if let Some(one) = running.pop_front().and_then(|one| self.advance(one)) {
                     running.push_back(one);
@@ -68,7 +69,9 @@ impl Source {
             self.stats.running = running.len();
             inbox.publish(self.stats);
             due += self.pace.step;
-            thread::sleep(due.saturating_duration_since(Instant::now()));
+            let all_paused = running.len() == waiting && self.stats.generated_tokens == given;
+            let pause = if all_paused { Duration::from_millis(1) } else { Duration::ZERO };
+            thread::sleep(due.saturating_duration_since(Instant::now()).max(pause));
         }
     }
 
@@ -81,11 +84,15 @@ impl Source {
     fn advance(&mut self, (job, mut given): Running) -> Option<Running> {
         let most = job.request.max_tokens.unwrap_or_default();
         if given < most {
-            let text = (self.pace.text)(given);
-            let id = u32::from(text.as_bytes().first().copied().unwrap_or_default());
-            if !job.send(Event::Text { text, tokens: vec![TokenOut { id, logprob: None }] }) {
+            if job.is_cancelled() {
                 return None;
             }
+            if job.request.allowance.as_ref().is_some_and(|allowance| allowance.draw().is_err()) {
+                return Some((job, given));
+            }
+            let text = (self.pace.text)(given);
+            let id = u32::from(text.as_bytes().first().copied().unwrap_or_default());
+            job.send(Event::Text { text, tokens: vec![TokenOut { id, logprob: None }] });
             given += 1;
             self.stats.generated_tokens += 1;
         }

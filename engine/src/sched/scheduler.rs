@@ -48,19 +48,25 @@ struct Sequence {
     blocks: Vec<u32>,
     /// Positions below this need no logits row any more; `usize::MAX` when the prompt is not scored.
     score_from: usize,
+    /// Takes no part until it is resumed.
+    paused: bool,
 }
 
 /// Sequences waiting and running, and the blocks between them.
 ///
 /// A sequence is admitted when the pool can hold all tokens it has. When the pool runs dry, the youngest
-/// running sequence gives its blocks back and waits at the front of the queue; its tokens are kept and
-/// computed again, so nobody sees more than a pause. The oldest always runs, so the work always ends.
+/// running sequence gives its blocks back and waits in the queue again; its tokens are kept and computed
+/// again, so nobody sees more than a pause. The oldest always runs, so the work always ends.
+///
+/// A paused sequence waits too, but keeps its blocks, and so goes on where it stopped, unless somebody who
+/// may run needs them: those who are paused hold up nobody else.
 #[derive(Debug)]
 pub struct Scheduler {
     limits: Limits,
     pool: BlockPool,
+    /// Oldest first.
     waiting: VecDeque<Sequence>,
-    /// In order of admission, oldest first.
+    /// Oldest first.
     running: Vec<Sequence>,
 }
 
@@ -75,15 +81,35 @@ impl Scheduler {
     /// checked that the prompt fits the pool.
     pub fn add(&mut self, id: SequenceId, prompt: Vec<u32>, score_prompt: bool) {
         let score_from = if score_prompt { 0 } else { usize::MAX };
-        self.waiting.push_back(Sequence { id, tokens: prompt, computed: 0, blocks: Vec::new(), score_from });
+        let sequence =
+            Sequence { id, tokens: prompt, computed: 0, blocks: Vec::new(), score_from, paused: false };
+        self.waiting.push_back(sequence);
     }
 
     /// Forgets a sequence, wherever it is, and frees its blocks.
     pub fn remove(&mut self, id: SequenceId) {
-        self.waiting.retain(|s| s.id != id);
-        if let Some(at) = self.running.iter().position(|s| s.id == id) {
-            let mut sequence = self.running.remove(at);
+        let queued = self.waiting.iter().position(|s| s.id == id);
+        let found = queued.and_then(|at| self.waiting.remove(at));
+        if let Some(mut sequence) = found.or_else(|| self.take_running(id)) {
             self.pool.release(&mut sequence.blocks);
+        }
+    }
+
+    /// Leaves a sequence out of steps until it is resumed. It keeps what it has for as long as nobody else
+    /// needs it.
+    pub fn pause(&mut self, id: SequenceId) {
+        if let Some(sequence) = self.take_running(id) {
+            self.requeue(sequence);
+        }
+        if let Some(sequence) = self.waiting.iter_mut().find(|s| s.id == id) {
+            sequence.paused = true;
+        }
+    }
+
+    /// Lets a paused sequence go on as soon as there is a place.
+    pub fn resume(&mut self, id: SequenceId) {
+        if let Some(sequence) = self.waiting.iter_mut().find(|s| s.id == id) {
+            sequence.paused = false;
         }
     }
 
@@ -96,7 +122,12 @@ impl Scheduler {
 
     /// Sequences waiting for a place.
     pub fn waiting(&self) -> usize {
-        self.waiting.len()
+        self.waiting.len() - self.paused()
+    }
+
+    /// Sequences paused.
+    pub fn paused(&self) -> usize {
+        self.waiting.iter().filter(|s| s.paused).count()
     }
 
     /// Sequences with a place.
@@ -135,17 +166,25 @@ impl Scheduler {
     /// that runs already: one let in to be thrown out in the next step would be computed twice.
     fn admit(&mut self) {
         while self.running.len() < self.limits.sequences
-            && let Some(next) = self.waiting.front()
-            && blocks_for(next.tokens.len()) + self.running.len() <= self.pool.free()
-            && let Some(mut next) = self.waiting.pop_front()
+            && let Some(at) = self.waiting.iter().position(|s| !s.paused)
         {
-            self.pool.grow(&mut next.blocks, blocks_for(next.tokens.len()));
-            self.running.push(next);
+            let next = &self.waiting[at];
+            let (id, count) = (next.id, blocks_for(next.tokens.len()));
+            let needed = count - next.blocks.len() + self.running.len();
+            while needed > self.pool.free() {
+                if !self.reclaim(id) {
+                    return;
+                }
+            }
+            let Some(mut next) = self.waiting.remove(at) else { return };
+            self.pool.grow(&mut next.blocks, count);
+            let place = self.running.partition_point(|s| s.id < id);
+            self.running.insert(place, next);
         }
     }
 
-    /// Gives the decoding sequence at `at` a block for its next token, preempting the youngest if need
-    /// be. False when that was itself.
+    /// Gives the decoding sequence at `at` a block for its next token, at the cost of those who wait with
+    /// blocks, then of the youngest that runs. False when that was itself.
     fn make_room(&mut self, at: usize) -> bool {
         loop {
             let Self { pool, running, .. } = self;
@@ -153,15 +192,40 @@ impl Scheduler {
             if pool.grow(&mut sequence.blocks, blocks_for(sequence.tokens.len())) {
                 return true;
             }
-            let youngest = running.len() - 1;
-            let mut victim = running.remove(youngest);
-            pool.release(&mut victim.blocks);
+            let id = sequence.id;
+            if self.reclaim(id) {
+                continue;
+            }
+            let youngest = self.running.len() - 1;
+            let mut victim = self.running.remove(youngest);
+            self.pool.release(&mut victim.blocks);
             victim.computed = 0;
-            self.waiting.push_front(victim);
+            self.requeue(victim);
             if youngest == at {
                 return false;
             }
         }
+    }
+
+    /// Takes the blocks of the youngest waiting sequence that has some, other than `id`. False when there
+    /// is none.
+    fn reclaim(&mut self, id: SequenceId) -> bool {
+        let holder = self.waiting.iter_mut().rev().find(|s| s.id != id && !s.blocks.is_empty());
+        let Some(holder) = holder else { return false };
+        self.pool.release(&mut holder.blocks);
+        holder.computed = 0;
+        true
+    }
+
+    fn take_running(&mut self, id: SequenceId) -> Option<Sequence> {
+        let at = self.running.iter().position(|s| s.id == id)?;
+        Some(self.running.remove(at))
+    }
+
+    /// Puts a sequence that ran back into the queue, at its age.
+    fn requeue(&mut self, sequence: Sequence) {
+        let place = self.waiting.partition_point(|s| s.id < sequence.id);
+        self.waiting.insert(place, sequence);
     }
 
     /// Adds to the step as many tokens of the sequence at `at` as fit.
@@ -269,10 +333,65 @@ mod tests {
         assert_eq!(scored, (0..30).collect::<Vec<_>>());
     }
 
+    #[test]
+    fn a_paused_sequence_keeps_its_blocks_and_place_in_line() {
+        let mut s = Scheduler::new(LIMITS, 16);
+        for id in 1..=2 {
+            s.add(SequenceId(id), vec![id as u32; 40], false);
+        }
+        let (_, planned) = step(&mut s);
+        assert_eq!(planned.len(), 1, "the second prompt takes another step");
+        s.push(SequenceId(1), 7);
+        s.pause(SequenceId(1));
+        assert_eq!((s.waiting(), s.paused(), s.running()), (0, 1, 1));
+        let (batch, planned) = step(&mut s);
+        assert_eq!((batch.sequences.len(), planned[0].id), (1, SequenceId(2)));
+        s.push(SequenceId(2), 8);
+        s.resume(SequenceId(1));
+        let (batch, _) = step(&mut s);
+        assert_eq!(batch.tokens, [7, 8], "nothing is computed twice, the older comes first");
+        s.pause(SequenceId(1));
+        s.remove(SequenceId(1));
+        s.remove(SequenceId(2));
+        assert_eq!(s.pool().free(), s.pool().total());
+    }
+
+    #[test]
+    fn paused_sequences_hold_up_nobody() {
+        // All places are theirs, and 8 of 11 blocks.
+        let mut s = Scheduler::new(LIMITS, 11);
+        for id in 0..4 {
+            s.add(SequenceId(id), vec![1; 33], false);
+        }
+        for _ in 0..3 {
+            step(&mut s);
+        }
+        assert_eq!((s.running(), s.pool().free()), (4, 3));
+        for id in 0..4 {
+            s.push(SequenceId(id), 2);
+            s.pause(SequenceId(id));
+        }
+        s.add(SequenceId(9), vec![3; 128], false);
+        step(&mut s);
+        let (batch, planned) = step(&mut s);
+        assert_eq!((batch.tokens.len(), planned[0].id, s.paused()), (64, SequenceId(9), 4));
+        // The youngest gave its blocks; it is computed again, the others go on.
+        s.remove(SequenceId(9));
+        for id in 0..4 {
+            s.resume(SequenceId(id));
+        }
+        let (batch, _) = step(&mut s);
+        assert_eq!(batch.sequences.iter().map(|q| q.len).collect::<Vec<_>>(), [1, 1, 1, 34]);
+    }
+
     /// Runs sequences to their lengths and replays every step against a model of the cache: each token's
     /// block and slot must hold that sequence's own earlier tokens when it is read.
-    fn drive(blocks: usize, work: &[(usize, usize, bool)]) {
+    ///
+    /// Who has got a token is paused when the next of `pauses` has the bit of its id, until one of them has
+    /// not; an empty list pauses nobody.
+    fn drive(blocks: usize, work: &[(usize, usize, bool)], pauses: &[u16]) {
         let mut s = Scheduler::new(LIMITS, blocks);
+        let mut paused = 0u16;
         let mut wanted: HashMap<SequenceId, (Vec<u32>, usize)> = HashMap::new();
         for (i, &(prompt, generate, score)) in work.iter().enumerate() {
             let id = SequenceId(i as u64);
@@ -281,13 +400,14 @@ mod tests {
             wanted.insert(id, (tokens, generate));
         }
         let mut cache: HashMap<(u32, usize), u32> = HashMap::new();
-        for _ in 0..10_000 {
+        for round in 0..100_000 {
             let (batch, planned) = step(&mut s);
             if wanted.is_empty() {
                 assert!(batch.tokens.is_empty());
                 break;
             }
-            assert!(!batch.tokens.is_empty(), "stuck with {} waiting", s.waiting());
+            let ready = wanted.keys().any(|id| paused >> id.0 & 1 == 0);
+            assert!(!batch.tokens.is_empty() || !ready, "stuck with {} waiting", s.waiting());
             assert!(batch.tokens.len() <= LIMITS.tokens && batch.sequences.len() <= LIMITS.sequences);
             let mut held: Vec<u32> = batch.block_tables.clone();
             held.sort_unstable();
@@ -299,6 +419,7 @@ mod tests {
                     cache.insert((table[position / BLOCK_TOKENS], position % BLOCK_TOKENS), token);
                 }
                 let base = batch.tokens[q.start] / 1000;
+                assert_eq!(paused >> base & 1, 0, "a paused sequence runs");
                 let own = &wanted[&SequenceId(u64::from(base))].0;
                 for position in 0..q.context + q.len {
                     assert_eq!(
@@ -319,6 +440,17 @@ mod tests {
                     s.push(p.id, token);
                 }
             }
+            let next = pauses.get(round % pauses.len().max(1)).copied().unwrap_or_default();
+            for i in 0..work.len() as u64 {
+                if next >> i & 1 == 0 {
+                    s.resume(SequenceId(i));
+                }
+            }
+            paused &= next;
+            for p in planned.iter().filter(|p| p.samples && next >> p.id.0 & 1 == 1) {
+                s.pause(p.id);
+                paused |= 1 << p.id.0;
+            }
         }
         assert!(wanted.is_empty());
         assert_eq!(s.pool().free(), s.pool().total(), "blocks leaked");
@@ -326,7 +458,7 @@ mod tests {
 
     #[test]
     fn a_dry_pool_preempts_and_everybody_finishes() {
-        drive(8, &[(100, 100, false), (90, 120, true), (60, 60, false), (1, 200, false)]);
+        drive(8, &[(100, 100, false), (90, 120, true), (60, 60, false), (1, 200, false)], &[]);
     }
 
     proptest! {
@@ -335,7 +467,18 @@ mod tests {
             blocks in 8usize..24,
             work in proptest::collection::vec((1usize..120, 0usize..120, any::<bool>()), 1..12),
         ) {
-            drive(blocks, &work);
+            drive(blocks, &work, &[]);
+        }
+
+        #[test]
+        fn pauses_change_nothing(
+            blocks in 8usize..24,
+            work in proptest::collection::vec((1usize..120, 0usize..60, any::<bool>()), 1..12),
+            mut pauses in proptest::collection::vec(any::<u16>(), 1..20),
+        ) {
+            // Everybody may run at last.
+            pauses.push(0);
+            drive(blocks, &work, &pauses);
         }
     }
 }

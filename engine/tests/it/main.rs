@@ -1,5 +1,6 @@
 //! Integration tests of the engine: one binary, one module a subject.
 
+mod allowance;
 #[cfg(feature = "cuda")]
 #[path = "../../../build.rs"]
 #[allow(dead_code, reason = "for its tests; cargo runs its main")]
