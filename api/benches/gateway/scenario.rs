@@ -89,7 +89,7 @@ fn measure(server: &Server, load: &Load) -> anyhow::Result<Streams> {
     let least = tokens.iter().min().copied().unwrap_or_default();
     ensure!(least > 0, "a stream had no token in {seconds:.1} s");
     Ok(Streams {
-        streams: load.streams,
+        count: load.streams,
         keyed: server.key().is_some(),
         batch: load.batch,
         tokens_per_s: delays.len() as f64 / seconds,
@@ -128,7 +128,7 @@ pub(crate) fn pairs(kind: Kind, count: usize, time: Duration) -> anyhow::Result<
     let mut server = Server::start(options, kind == Kind::WrongKeys)?;
     let run = || {
         callers(&server, CALLERS, time.min(Duration::from_millis(500)))?;
-        let mut pairs = Vec::with_capacity(count);
+        let (mut pairs, mut rejected) = (Vec::with_capacity(count), Vec::with_capacity(count));
         for pair in 0..count {
             let (mut without, mut with) = (None, None);
             for bad in [pair % 2 == 1, pair % 2 == 0] {
@@ -136,17 +136,15 @@ pub(crate) fn pairs(kind: Kind, count: usize, time: Duration) -> anyhow::Result<
                     (bad && kind != Kind::Nothing).then(|| Attack::start(kind, &server)).transpose()?;
                 thread::sleep(time.min(Duration::from_millis(1500)));
                 let figures = callers(&server, CALLERS, time)?;
-                if let Some(attack) = attack {
-                    attack.end()?;
-                }
+                rejected.extend(attack.map(Attack::end).transpose()?);
                 *(if bad { &mut with } else { &mut without }) = Some(figures);
             }
             pairs.extend(without.zip(with));
         }
-        anyhow::Ok(pairs)
+        anyhow::Ok((pairs, rejected))
     };
-    let pairs = run().map_err(|error| server.blame(error))?;
-    Ok(Company::new(kind, pairs))
+    let (pairs, rejected) = run().map_err(|error| server.blame(error))?;
+    Ok(Company::new(kind, &rejected, pairs))
 }
 
 /// So many callers who ask, read, rest and ask again.
