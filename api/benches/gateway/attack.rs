@@ -215,18 +215,35 @@ const BURDENS: [(usize, Burden); 6] = [
     (40, Burden::HalfClosedEmpty),
 ];
 
-/// Keeps all of them there, opening anew what the server closes. How often it did.
+/// How long a burden stays away when the server has closed its connection: so many requests in their place
+/// would be ordinary load.
+const AWAY: Duration = Duration::from_secs(5);
+
+/// Keeps all of them there, opening anew, after a while, what the server closes. How often it did.
 fn connections(addr: SocketAddr, ended: &AtomicBool) -> anyhow::Result<usize> {
-    let mut all: Vec<(Burden, Option<TcpStream>)> =
-        BURDENS.iter().flat_map(|&(count, burden)| (0..count).map(move |_| (burden, None))).collect();
+    struct Place {
+        burden: Burden,
+        stream: Option<TcpStream>,
+        opens: Instant,
+    }
+    let place = |burden| Place { burden, stream: None, opens: Instant::now() };
+    let mut all: Vec<Place> = BURDENS
+        .iter()
+        .flat_map(|&(count, burden)| std::iter::repeat_with(move || place(burden)).take(count))
+        .collect();
     let mut closed = 0;
     // Each has its turn every 100 ms.
     every(Duration::from_millis(10), ended, |n| {
-        for (burden, stream) in all.iter_mut().skip(n % 10).step_by(10) {
-            let held = stream.as_mut().is_some_and(|open| burden.hold(open, n / 10));
-            if !held {
-                closed += usize::from(stream.is_some());
-                *stream = Some(burden.open(addr)?);
+        for Place { burden, stream, opens } in all.iter_mut().skip(n % 10).step_by(10) {
+            match stream {
+                Some(open) => {
+                    if !burden.hold(open, n / 10) {
+                        (*stream, *opens) = (None, Instant::now() + AWAY);
+                        closed += 1;
+                    }
+                }
+                None if Instant::now() >= *opens => *stream = Some(burden.open(addr)?),
+                None => {}
             }
         }
         Ok(())

@@ -134,7 +134,8 @@ pub(crate) fn pairs(kind: Kind, count: usize, time: Duration) -> anyhow::Result<
             for bad in [pair % 2 == 1, pair % 2 == 0] {
                 let attack =
                     (bad && kind != Kind::Nothing).then(|| Attack::start(kind, &server)).transpose()?;
-                thread::sleep(time.min(Duration::from_millis(1500)));
+                // Until what there is to open is open, or what has ended is closed.
+                thread::sleep(time.min(Duration::from_secs(if attack.is_some() { 2 } else { 1 })));
                 let figures = callers(&server, CALLERS, time)?;
                 rejected.extend(attack.map(Attack::end).transpose()?);
                 *(if bad { &mut with } else { &mut without }) = Some(figures);
