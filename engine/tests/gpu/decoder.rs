@@ -198,8 +198,9 @@ const EXACT: Off = Off { row: 2e-5, all: 2e-5 };
 /// With less than that both sides store alike, but a sum that differs in its last digit may be rounded the other way: by 2^-11
 /// of a number in f16.
 const F16: Off = Off { row: 1e-3, all: 1e-3 };
-/// In 8 bits by 1/127 of the largest of 32, which shows in the logits of tokens that look at few others.
-const Q8: Off = Off { row: 3e-3, all: 1e-3 };
+/// In 8 bits by 1/127 of the largest of 32. Scores of random models are large, and a key's such change is a percent or two of
+/// a token's attention: rows differ by 1e-3 as a rule and by 1e-2 now and then.
+const Q8: Off = Off { row: 3e-2, all: 3e-3 };
 
 const VOCABULARY: Vocabulary = Vocabulary::Bpe;
 /// 256 bytes, three merges, three special tokens.
@@ -294,11 +295,14 @@ fn small_models_in_every_kind_of_step(dtypes: &[DType]) {
             Spec { family, dtype, dim: 256, heads, kv_heads, head_dim, ffn: 512, seed, ..Spec::default() };
         let (_dir, path) = written(&spec);
         let sequences = sequences(&mut rng, VOCAB, &lengths);
-        let expected = Run::new(reference(), &path, &sequences, kv_type, &mut rng).one_by_one();
-        let found = Run::new(cuda(true), &path, &sequences, kv_type, &mut rng).in_steps();
-        let off = difference(&found, &expected);
-        println!("{}, {kv_type:?}: {off:?}", dtype.name());
-        assert!(off.is_within(bound), "{spec:?}, {kv_type:?}: {off:?}");
+        // With f32 in the cache too, which leaves no rounding to hide behind.
+        for (kv_type, bound) in [(kv_type, bound), (KvType::F32, EXACT)] {
+            let expected = Run::new(reference(), &path, &sequences, kv_type, &mut rng).one_by_one();
+            let found = Run::new(cuda(true), &path, &sequences, kv_type, &mut rng).in_steps();
+            let off = difference(&found, &expected);
+            println!("{}, {kv_type:?}: {off:?}", dtype.name());
+            assert!(off.is_within(bound), "{spec:?}, {kv_type:?}: {off:?}");
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The device as the backend uses it: one stream on which everything happens in order, memory that frees itself,
 //! launches that are counted and, on request, timed.
 
-use std::{ffi::c_void, fmt, sync::Arc};
+use std::{ffi::c_void, fmt, ptr, sync::Arc};
 
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaStream, result,
@@ -212,8 +212,16 @@ impl Gpu {
         let buffer = Buffer::new(self.context(), size_of_val(numbers), what)?;
         // SAFETY: the buffer was made as large as the slice.
         unsafe { result::memcpy_htod_sync(buffer.pointer, numbers) }.call("cuMemcpyHtoD")?;
+        default_stream_done()?;
         Ok(buffer)
     }
+}
+
+/// Waits for the default stream, whose copies from pageable memory and fills may return before they are done; our own
+/// streams do not wait for it.
+fn default_stream_done() -> Result<(), EngineError> {
+    // SAFETY: null is the default stream.
+    unsafe { result::stream::synchronize(ptr::null_mut()) }.call("cuStreamSynchronize")
 }
 
 /// Queues a kernel on any stream, uncounted: for loading, which has streams of its own.
@@ -268,7 +276,8 @@ impl Buffer {
     /// Sets every byte; waits for it.
     pub(super) fn fill(&self, byte: u8) -> Result<(), EngineError> {
         // SAFETY: the range is this buffer's.
-        unsafe { result::memset_d8_sync(self.pointer, byte, self.bytes) }.call("cuMemsetD8")
+        unsafe { result::memset_d8_sync(self.pointer, byte, self.bytes) }.call("cuMemsetD8")?;
+        default_stream_done()
     }
 
     pub(super) fn pointer(&self) -> CUdeviceptr {
