@@ -14,16 +14,16 @@ use std::{
 };
 
 use m40llm::auth::{DefaultLimits, SigningSecret, vault::VaultConfig};
-use m40llm_engine::{BackendChoice, DeviceId, EngineConfig, KvType, text::PromptFormat};
+use m40llm_engine::{BackendChoice, DeviceId, EngineConfig, KvType, PrefixCache, text::PromptFormat};
 use tracing::level_filters::LevelFilter;
 
 #[cfg(feature = "server")]
 pub(crate) use reload::{Reloaded, Reloader};
 pub(crate) use values::{Addr, LogFormat, OtlpEndpoint, addr, pem_file, prompt_format};
 use values::{
-    Backend, OnDeviceFailure, Origins, backend, boolean, cors_origins, ctx_size, device, key_limit, kv_type,
-    log_format, log_level, max_batch, max_connections, max_queue, model_alias, on_device_failure,
-    otlp_endpoint, state_dir, threads, trace_file,
+    Backend, OnDeviceFailure, Origins, backend, boolean, cors_origins, ctx_size, device, key_limit,
+    kv_memory, kv_type, log_format, log_level, max_batch, max_connections, max_queue, model_alias,
+    on_device_failure, otlp_endpoint, prefix_cache, state_dir, threads, trace_file,
 };
 
 /// The command line or the configuration is wrong: exit code 2. One line.
@@ -53,6 +53,9 @@ pub(crate) struct ModelArgs {
     /// How keys and values are stored [default: f16]
     #[arg(long, value_name = "f16|f32|q8", value_parser = kv_type)]
     kv_type: Option<KvType>,
+    /// Most memory for keys and values, such as 512MB or 4GiB [default: what the device has left for them]
+    #[arg(long, value_name = "SIZE", value_parser = kv_memory)]
+    kv_memory: Option<u64>,
     /// Run small steps on a CUDA device as captured graphs [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           value_parser = boolean)]
@@ -85,6 +88,10 @@ pub(crate) struct ServeArgs {
     /// Most requests waiting for a place in the batch; one more is answered 503 [default: 256]
     #[arg(long, value_name = "N", value_parser = max_queue)]
     max_queue: Option<usize>,
+    /// Who may reuse what is computed of whose prompts: everybody, each caller their own, or nobody
+    /// [default: per-caller]
+    #[arg(long, value_name = "shared|per-caller|off", value_parser = prefix_cache)]
+    prefix_cache: Option<PrefixCache>,
     /// How messages become a prompt: auto, raw, llama3-chat, qwen-chat or template [default: auto]
     #[arg(long, value_name = "FORMAT", value_parser = prompt_format)]
     prompt_format: Option<PromptFormat>,
@@ -218,6 +225,7 @@ impl ModelArgs {
             ctx_size: layers.pick(self.ctx_size, "ctx-size", ctx_size)?,
             threads: layers.pick(self.threads, "threads", threads)?,
             kv_type: layers.pick(self.kv_type, "kv-type", kv_type)?.unwrap_or(defaults.kv_type),
+            kv_memory: layers.pick(self.kv_memory, "kv-memory", kv_memory)?,
             cuda_graphs: layers
                 .pick(self.cuda_graphs, "cuda-graphs", boolean)?
                 .unwrap_or(defaults.cuda_graphs),
@@ -238,6 +246,9 @@ impl ServeArgs {
         }
         if let Some(n) = layers.pick(self.max_queue, "max-queue", max_queue)? {
             model.engine.max_queue = n;
+        }
+        if let Some(scope) = layers.pick(self.prefix_cache, "prefix-cache", prefix_cache)? {
+            model.engine.prefix_cache = scope;
         }
         let cert = layers.pick(self.tls_cert, "tls-cert", pem_file)?;
         let key = layers.pick(self.tls_key, "tls-key", pem_file)?;
@@ -342,6 +353,8 @@ const KEYS: &[Key] = &[
     Key("max-queue", Kind::Number, |s| max_queue(s).map(drop)),
     Key("threads", Kind::Number, |s| threads(s).map(drop)),
     Key("kv-type", Kind::Text, |s| kv_type(s).map(drop)),
+    Key("kv-memory", Kind::Name, |s| kv_memory(s).map(drop)),
+    Key("prefix-cache", Kind::Text, |s| prefix_cache(s).map(drop)),
     Key("cuda-graphs", Kind::Truth, |s| boolean(s).map(drop)),
     Key("enable-cublas", Kind::Truth, |s| boolean(s).map(drop)),
     Key("trace-kernels", Kind::Text, |s| trace_file(s).map(drop)),
@@ -505,17 +518,19 @@ pub(crate) fn one_line(message: &str) -> String {
 mod tests {
     use super::*;
 
+    /// A home is there unless `env` says otherwise.
     fn layers(env: &'static [(&'static str, &'static str)], toml: &str) -> Result<Layers, ConfigError> {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("m40llm.toml");
         std::fs::write(&path, toml).expect("a file");
         Layers::read_with(
             Some(&path),
-            Box::new(move |name| env.iter().find(|(k, _)| *k == name).map(|(_, v)| v.into())),
+            Box::new(move |name| {
+                let set = env.iter().find(|(k, _)| *k == name).map(|(_, v)| v.into());
+                set.or_else(|| (name == "HOME").then(|| "/home/u".into()))
+            }),
         )
     }
-
-    const HOME: (&str, &str) = ("HOME", "/home/u");
 
     fn serve(
         args: ServeArgs,
@@ -548,11 +563,13 @@ mod tests {
 
     #[test]
     fn nothing_said_is_the_contracts_defaults() {
-        let config = serve(ServeArgs::default(), &[HOME], "").expect("a configuration");
+        let config = serve(ServeArgs::default(), &[], "").expect("a configuration");
         assert_eq!(config.addr.to_string(), "127.0.0.1:58439");
         assert_eq!(config.model.engine.max_queue, 256);
         assert_eq!(config.model.engine.kv_type, KvType::F16);
         assert!(!config.model.engine.cublas);
+        assert_eq!(config.model.engine.prefix_cache, PrefixCache::PerCaller);
+        assert_eq!(config.model.engine.kv_memory, None);
         assert_eq!(config.model.engine.backend, BackendChoice::Auto);
         assert_eq!(config.prompt_format, PromptFormat::Auto);
         let vault = config.vault.expect("keys");
@@ -572,17 +589,17 @@ mod tests {
             let config = serve(ServeArgs::default(), env, TOML).expect("a configuration");
             config.otlp_endpoint.expect("an endpoint").authority
         };
-        assert_eq!(chosen(&[HOME]), "file:1");
-        assert_eq!(chosen(&[HOME, USUAL]), "usual:1");
-        assert_eq!(chosen(&[HOME, USUAL, ("M40LLM_OTLP_ENDPOINT", "http://ours:1")]), "ours:1");
-        let error = serve(ServeArgs::default(), &[HOME, ("OTEL_EXPORTER_OTLP_ENDPOINT", "grpc://a:1")], "");
+        assert_eq!(chosen(&[]), "file:1");
+        assert_eq!(chosen(&[USUAL]), "usual:1");
+        assert_eq!(chosen(&[USUAL, ("M40LLM_OTLP_ENDPOINT", "http://ours:1")]), "ours:1");
+        let error = serve(ServeArgs::default(), &[("OTEL_EXPORTER_OTLP_ENDPOINT", "grpc://a:1")], "");
         assert!(error.expect_err("grpc").0.contains("OTEL_EXPORTER_OTLP_ENDPOINT is \"grpc://a:1\""));
     }
 
     #[test]
     fn a_flag_set_to_false_overrides_the_layers_below() {
         let args = ServeArgs { no_auth: Some(false), ..Default::default() };
-        let env = &[HOME, ("M40LLM_NO_AUTH", "1")];
+        let env = &[("M40LLM_NO_AUTH", "1")];
         assert!(serve(args, env, "no-auth = true").expect("a configuration").vault.is_some());
     }
 
@@ -612,7 +629,7 @@ mod tests {
                 "--backend cuda --device 0 --require-sm52",
             ),
         ] {
-            let model = serve(ServeArgs::default(), &[HOME], toml).expect(toml).model;
+            let model = serve(ServeArgs::default(), &[], toml).expect(toml).model;
             assert_eq!((model.engine.backend, model.asked_device.as_str()), (choice, asked), "{toml}");
         }
         for toml in ["backend = \"cpu\"\ndevice = 0", "backend = \"cpu\"\nrequire-sm52 = true"] {
@@ -625,28 +642,28 @@ mod tests {
     fn the_state_directory_follows_xdg() {
         const XDG: (&str, &str) = ("XDG_STATE_HOME", "/x");
         let dir = |env, toml| serve(ServeArgs::default(), env, toml).map(|c| c.vault.expect("keys").dir);
-        assert_eq!(dir(&[HOME, XDG], ""), Ok("/x/m40llm".into()));
-        assert_eq!(dir(&[HOME, ("XDG_STATE_HOME", "x")], ""), Ok("/home/u/.local/state/m40llm".into()));
-        assert_eq!(dir(&[HOME, XDG], "state-dir = \"/file\""), Ok("/file".into()));
+        assert_eq!(dir(&[XDG], ""), Ok("/x/m40llm".into()));
+        assert_eq!(dir(&[("XDG_STATE_HOME", "x")], ""), Ok("/home/u/.local/state/m40llm".into()));
+        assert_eq!(dir(&[XDG], "state-dir = \"/file\""), Ok("/file".into()));
         assert_eq!(dir(&[("M40LLM_STATE_DIR", "/env")], "state-dir = \"/file\""), Ok("/env".into()));
-        assert!(dir(&[], "").expect_err("nowhere").0.contains("--state-dir"));
+        assert!(dir(&[("HOME", "")], "").expect_err("nowhere").0.contains("--state-dir"));
     }
 
     #[test]
     fn a_bad_signing_secret_is_refused_and_not_shown() {
         const LONG: (&str, &str) = ("M40LLM_SIGNING_SECRET", "0123456789abcdef0123456789abcdef");
-        let error = serve(ServeArgs::default(), &[HOME, ("M40LLM_SIGNING_SECRET", "hunter2")], "")
-            .expect_err("short");
+        let error =
+            serve(ServeArgs::default(), &[("M40LLM_SIGNING_SECRET", "hunter2")], "").expect_err("short");
         assert!(error.0.contains("M40LLM_SIGNING_SECRET") && error.0.contains("32"), "{error}");
         assert!(!error.0.contains("hunter2"), "{error}");
-        let config = serve(ServeArgs::default(), &[HOME, LONG], "").expect("a configuration");
+        let config = serve(ServeArgs::default(), &[LONG], "").expect("a configuration");
         assert!(!format!("{config:?}").contains("0123456789abcdef"));
     }
 
     #[test]
     fn certificate_and_key_come_together() {
         let both = "tls-cert = \"c.pem\"\ntls-key = \"k.pem\"";
-        let tls = serve(ServeArgs::default(), &[HOME], both).expect("a configuration").tls;
+        let tls = serve(ServeArgs::default(), &[], both).expect("a configuration").tls;
         assert_eq!(tls, Some(("c.pem".into(), "k.pem".into())));
         for (given, missing) in [("tls-cert", "tls-key is not"), ("tls-key", "tls-cert is not")] {
             let toml = format!("{given} = \"x.pem\"");
@@ -671,6 +688,8 @@ mod tests {
             ("device = true", &["\"device\"", "m40llm.toml", "a string in quotes"]),
             ("backend = \"gpu\"", &["\"backend\"", "m40llm.toml", "auto, cuda, cpu"]),
             ("on-device-failure = \"hang\"", &["\"on-device-failure\"", "exit, stay"]),
+            ("prefix-cache = \"all\"", &["\"prefix-cache\"", "shared, per-caller, off"]),
+            ("kv-memory = \"4 bananas\"", &["\"kv-memory\"", "512MB"]),
             ("log-format = \"xml\"", &["\"log-format\"", "text, json"]),
             ("log-level = \"loud\"", &["\"log-level\"", "error, warn, info, debug, trace"]),
             ("otlp-endpoint = \"https://a:4318\"", &["\"otlp-endpoint\"", "http://127.0.0.1:4318"]),

@@ -90,18 +90,21 @@ impl Sequences {
         log.set_model(&state.config().model_id);
         let mut streams = StreamMap::with_capacity(count);
         let mut parts = Vec::with_capacity(count);
-        for (i, request) in requests.into_iter().enumerate() {
-            let prompt_tokens = if i.is_multiple_of(per_prompt) { request.prompt.len() as u64 } else { 0 };
-            // On an error the generations before this one are dropped, and so cancelled.
-            let submitted = model.engine.submit(request);
-            let generation = submitted.map_err(|e| {
+        let mut requests = requests.into_iter().peekable();
+        while let Some(prompt_tokens) = requests.peek().map(|first| first.prompt.len() as u64) {
+            let choices = requests.by_ref().take(per_prompt).collect();
+            // On an error the generations before these are dropped, and so cancelled.
+            let generations = model.engine.submit_choices(choices).map_err(|e| {
                 ticket.forgive();
                 ApiError::submit(e, param)
             })?;
-            meters.push(Arc::clone(generation.meter()));
-            let timings = generation.timings();
-            parts.push(Part { timings, prompt_tokens, tokens: 0, last_output: None, reason: None });
-            streams.insert(i, events(generation));
+            for (choice, generation) in generations.into_iter().enumerate() {
+                meters.push(Arc::clone(generation.meter()));
+                let prompt_tokens = if choice == 0 { prompt_tokens } else { 0 };
+                let timings = generation.timings();
+                parts.push(Part { timings, prompt_tokens, tokens: 0, last_output: None, reason: None });
+                streams.insert(streams.len(), events(generation));
+            }
         }
         ticket.start(meters, per_prompt);
         Ok(Self {

@@ -1,6 +1,6 @@
 //! What the engine is told at start.
 
-use crate::{device::DeviceId, trace::SharedTrace};
+use crate::{device::DeviceId, sched::PrefixCache, trace::SharedTrace};
 
 /// Where the model runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -61,6 +61,8 @@ pub struct EngineConfig {
     pub kv_type: KvType,
     /// Most bytes for keys and values; `None`: what the backend has for them.
     pub kv_memory: Option<u64>,
+    /// Who may find whose prompts in the cache.
+    pub prefix_cache: PrefixCache,
     /// Capture steps of few sequences in CUDA graphs.
     pub cuda_graphs: bool,
     /// On a CUDA device: multiply by cuBLAS where a step has many tokens.
@@ -79,6 +81,7 @@ impl Default for EngineConfig {
             threads: None,
             kv_type: KvType::F16,
             kv_memory: None,
+            prefix_cache: PrefixCache::default(),
             cuda_graphs: true,
             cublas: false,
             trace: None,

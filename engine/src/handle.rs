@@ -27,7 +27,7 @@ use crate::{
     meter::Meter,
     model::{Decoder, Mixture, ModelConfig, NamedShape, Weights},
     request::{Event, GenerateRequest},
-    sched::Limits,
+    sched::{Limits, Resources, blocks_for},
     source::{self, Inbox},
     spans::{Timings, Trace},
     text::{self, Tokenizer},
@@ -91,16 +91,22 @@ pub struct Stats {
     pub running: usize,
     /// Sequences whose [`Allowance`](crate::Allowance) allows them no token now.
     pub paused: usize,
-    /// KV blocks in use.
+    /// KV blocks that sequences hold.
     pub kv_blocks_used: usize,
+    /// KV blocks that nobody holds and that are kept for who has the same beginning.
+    pub kv_blocks_cached: usize,
     /// KV blocks in all.
     pub kv_blocks_total: usize,
     /// Steps run.
     pub steps: u64,
     /// Prompt tokens processed.
     pub prompt_tokens: u64,
+    /// Tokens of prompts that were taken from the cache.
+    pub cached_tokens: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
+    /// Times a sequence had to give its blocks back, to be computed again.
+    pub preemptions: u64,
     /// Kernels launched on the device since it was opened; 0 on a CPU.
     pub kernel_launches: u64,
     /// Times the host has waited for the device; 0 on a CPU.
@@ -133,7 +139,7 @@ struct Inner {
     info: ModelInfo,
     metadata: Metadata,
     tokenizer: Arc<Tokenizer>,
-    jobs: mpsc::UnboundedSender<Job>,
+    jobs: mpsc::UnboundedSender<Vec<Job>>,
     /// After `jobs`, as fields are dropped in their order: the worker ends once no more jobs can come.
     _worker: Joined,
     shared: Arc<Shared>,
@@ -247,11 +253,18 @@ impl Engine {
         };
         backend.allocate(&model.shape, &capacity)?;
 
+        let resources = Resources {
+            limits,
+            blocks: plan.kv_blocks,
+            // A host commits memory as it is written: what is kept there is bounded by the longest sequence.
+            most_idle: if backend.commits_cache() { plan.kv_blocks } else { blocks_for(plan.ctx_size) },
+            prefix_cache: config.prefix_cache,
+        };
         let info = ModelInfo::new(described, &model, &plan, &backend, load_time);
         let decoder = Decoder::new(backend, weights);
         let text = Arc::clone(&tokenizer);
         Self::over(info, metadata, tokenizer, config, move |inbox, shared| {
-            worker::run(decoder, &text, limits, plan.kv_blocks, inbox, &shared);
+            worker::run(decoder, &text, resources, inbox, &shared);
         })
     }
 
@@ -273,7 +286,7 @@ impl Engine {
         metadata: Metadata,
         tokenizer: Arc<Tokenizer>,
         config: &EngineConfig,
-        work: impl FnOnce(mpsc::UnboundedReceiver<Job>, Arc<Shared>) + Send + 'static,
+        work: impl FnOnce(mpsc::UnboundedReceiver<Vec<Job>>, Arc<Shared>) + Send + 'static,
     ) -> Result<Self, EngineError> {
         let shared = Arc::new(Shared::default());
         let (jobs, inbox) = mpsc::unbounded_channel();
@@ -314,6 +327,12 @@ impl Engine {
 
     /// Queues a request. Never blocks.
     pub fn submit(&self, request: GenerateRequest) -> Result<Generation, SubmitError> {
+        let mut generations = self.submit_choices(vec![request])?;
+        generations.pop().ok_or_else(|| SubmitError::InvalidPrompt("there is no request".into()))
+    }
+
+    /// Queues requests that go on from one prompt, all or none: it is computed and held once. Never blocks.
+    pub fn submit_choices(&self, requests: Vec<GenerateRequest>) -> Result<Vec<Generation>, SubmitError> {
         let inner = &*self.inner;
         if let Some(words) = self.failure() {
             return Err(SubmitError::Stopped(words));
@@ -321,24 +340,33 @@ impl Engine {
         if inner.draining.load(Ordering::Relaxed) {
             return Err(SubmitError::Draining);
         }
-        self.check(&request)?;
-        let place = Place::take(&inner.active, inner.max_active)
-            .ok_or(SubmitError::QueueFull(inner.max_active - inner.max_batch))?;
-        let (sender, events) = mpsc::unbounded_channel();
-        let meter = Arc::new(Meter::default());
-        let trace = Trace::begin();
-        let timings = trace.timings();
-        let job = Job {
-            request,
-            ctx_size: inner.info.ctx_size,
-            events: sender,
-            meter: Arc::clone(&meter),
-            place,
-            trace,
-        };
-        inner.jobs.send(job).map_err(|_| SubmitError::Stopped("its worker thread is gone".into()))?;
+        let mut jobs: Vec<Job> = Vec::with_capacity(requests.len());
+        let mut generations = Vec::with_capacity(requests.len());
+        for request in requests {
+            self.check(&request)?;
+            if jobs.first().is_some_and(|first| first.request.prompt != request.prompt) {
+                return Err(SubmitError::InvalidPrompt("choices must have one prompt".into()));
+            }
+            let place = Place::take(&inner.active, inner.max_active)
+                .ok_or(SubmitError::QueueFull(inner.max_active - inner.max_batch))?;
+            let (sender, events) = mpsc::unbounded_channel();
+            let meter = Arc::new(Meter::default());
+            let trace = Trace::begin();
+            let timings = trace.timings();
+            jobs.push(Job {
+                request,
+                ctx_size: inner.info.ctx_size,
+                events: sender,
+                meter: Arc::clone(&meter),
+                place,
+                trace,
+            });
+            let shared = Arc::clone(&inner.shared);
+            generations.push(Generation { events, meter, timings, shared });
+        }
+        inner.jobs.send(jobs).map_err(|_| SubmitError::Stopped("its worker thread is gone".into()))?;
         inner.shared.bell.ring();
-        Ok(Generation { events, meter, timings, shared: Arc::clone(&inner.shared) })
+        Ok(generations)
     }
 
     fn check(&self, request: &GenerateRequest) -> Result<(), SubmitError> {

@@ -48,4 +48,5 @@ pub use info::ModelInfo;
 pub use meter::Meter;
 pub use request::{Allowance, Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage};
 pub use sampling::SamplingParams;
+pub use sched::{CallerId, PrefixCache};
 pub use spans::Timings;

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use crate::{error::EngineError, sampling::SamplingParams};
+use crate::{error::EngineError, sampling::SamplingParams, sched::CallerId};
 
 /// One sequence to generate.
 #[derive(Debug, Clone, Default)]
@@ -21,6 +21,10 @@ pub struct GenerateRequest {
     pub logprobs: Option<usize>,
     /// The same for the prompt's tokens, delivered in one [`Event::Prompt`].
     pub prompt_logprobs: Option<usize>,
+    /// Whom it is for. The engine is fair between callers, and keeps their prompts apart in its cache.
+    pub caller: CallerId,
+    /// The caller's weight beside others; 0 counts as 1.
+    pub weight: u32,
     /// Who allows its tokens, one by one; `None`: nobody need be asked. Requests may share one.
     pub allowance: Option<Arc<dyn Allowance>>,
 }

@@ -6,6 +6,7 @@
 //! failures. Only the worker is another.
 
 use std::{
+    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
@@ -25,7 +26,9 @@ use crate::{
 
 /// What a thread that stands for the worker gets: the requests, as they are submitted.
 pub struct Inbox {
-    jobs: UnboundedReceiver<Job>,
+    jobs: UnboundedReceiver<Vec<Job>>,
+    /// Choices of one prompt that are still to be handed out.
+    ready: VecDeque<Job>,
     shared: Arc<Shared>,
 }
 
@@ -75,16 +78,22 @@ impl From<Job> for Submitted {
 impl Inbox {
     /// The next request, waiting for it; `None` once no more can come.
     pub fn recv(&mut self) -> Option<Submitted> {
-        self.jobs.blocking_recv().map(Submitted::from)
+        while self.ready.is_empty() {
+            self.ready.extend(self.jobs.blocking_recv()?);
+        }
+        self.ready.pop_front().map(Submitted::from)
     }
 
     /// The next request if there is one; an error once no more can come.
     pub fn try_recv(&mut self) -> Result<Option<Submitted>, Closed> {
-        match self.jobs.try_recv() {
-            Ok(job) => Ok(Some(job.into())),
-            Err(TryRecvError::Empty) => Ok(None),
-            Err(TryRecvError::Disconnected) => Err(Closed),
+        if self.ready.is_empty() {
+            match self.jobs.try_recv() {
+                Ok(choices) => self.ready.extend(choices),
+                Err(TryRecvError::Empty) => return Ok(None),
+                Err(TryRecvError::Disconnected) => return Err(Closed),
+            }
         }
+        Ok(self.ready.pop_front().map(Submitted::from))
     }
 
     /// What [`Engine::stats`](crate::Engine::stats) tells from now on.
@@ -98,13 +107,16 @@ impl Inbox {
 pub struct Closed;
 
 /// Runs `source` as the worker's thread would run the model: a panic is the engine's end, by name.
-pub(crate) fn run(source: impl FnOnce(&mut Inbox), jobs: UnboundedReceiver<Job>, shared: Arc<Shared>) {
-    let mut inbox = Inbox { jobs, shared };
+pub(crate) fn run(source: impl FnOnce(&mut Inbox), jobs: UnboundedReceiver<Vec<Job>>, shared: Arc<Shared>) {
+    let mut inbox = Inbox { jobs, ready: VecDeque::new(), shared };
     let Err(panic) = catch_unwind(AssertUnwindSafe(|| source(&mut inbox))) else { return };
     let failure = EngineError::Backend(format!("the token source failed: {}", panic_words(&*panic)));
     *lock(&inbox.shared.failure) = Some(failure.to_string());
     inbox.jobs.close();
-    while let Ok(job) = inbox.jobs.try_recv() {
+    while let Ok(choices) = inbox.jobs.try_recv() {
+        inbox.ready.extend(choices);
+    }
+    for job in inbox.ready {
         let _ = job.events.send(Event::Failed(failure.clone()));
     }
 }

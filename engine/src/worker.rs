@@ -17,7 +17,7 @@ use crate::{
     model::Decoder,
     request::{Allowance, Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage},
     sampling::{Sampler, log_softmax_of, top_logprobs},
-    sched::{Batch, Limits, Planned, Scheduler, SequenceId},
+    sched::{Arrival, Batch, Planned, Resources, Scheduler, SequenceId},
     spans::Trace,
     text::{Detokenizer, StopMatcher, StopOutcome, Tokenizer},
 };
@@ -67,22 +67,21 @@ impl Bell {
 pub(crate) fn run<B: Backend>(
     decoder: Decoder<B>,
     tokenizer: &Tokenizer,
-    limits: Limits,
-    kv_blocks: usize,
-    inbox: UnboundedReceiver<Job>,
+    resources: Resources,
+    inbox: UnboundedReceiver<Vec<Job>>,
     shared: &Shared,
 ) {
     let mut worker = Worker {
         decoder,
         tokenizer,
-        scheduler: Scheduler::new(limits, kv_blocks),
+        scheduler: Scheduler::new(resources),
         running: HashMap::new(),
         rationed: VecDeque::new(),
         inbox,
         next_id: 0,
         needs: Vec::new(),
         shared,
-        stats: Stats { kv_blocks_total: kv_blocks, ..Stats::default() },
+        stats: Stats { kv_blocks_total: resources.blocks, ..Stats::default() },
     };
     let failure = match catch_unwind(AssertUnwindSafe(|| worker.serve())) {
         Ok(Ok(())) => return,
@@ -105,7 +104,7 @@ struct Worker<'a, B: Backend> {
     running: HashMap<SequenceId, Running>,
     /// Those of them that have an allowance; who has waited longest for a token comes first.
     rationed: VecDeque<SequenceId>,
-    inbox: UnboundedReceiver<Job>,
+    inbox: UnboundedReceiver<Vec<Job>>,
     next_id: u64,
     /// What the step's requests need of each row of logits.
     needs: Vec<Need>,
@@ -119,12 +118,14 @@ impl<B: Backend> Worker<'_, B> {
         let (mut batch, mut planned) = (Batch::default(), Vec::new());
         self.publish();
         while self.receive() {
+            let began = Instant::now();
             self.drop_cancelled();
             let pause = self.draw();
             self.scheduler.plan(&mut batch, &mut planned);
             self.publish();
             if !batch.tokens.is_empty() {
                 self.step(&batch, &planned)?;
+                self.scheduler.took(began.elapsed());
                 self.publish();
             } else if let Some(pause) = pause {
                 self.shared.bell.wait(pause);
@@ -138,28 +139,41 @@ impl<B: Backend> Worker<'_, B> {
     fn receive(&mut self) -> bool {
         if self.running.is_empty() {
             match self.inbox.blocking_recv() {
-                Some(job) => self.take(job),
+                Some(jobs) => self.take(jobs),
                 None => return false,
             }
         }
         loop {
             match self.inbox.try_recv() {
-                Ok(job) => self.take(job),
+                Ok(jobs) => self.take(jobs),
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return !self.running.is_empty(),
             }
         }
     }
 
-    fn take(&mut self, job: Job) {
-        let id = SequenceId(self.next_id);
-        self.next_id += 1;
-        let prompt = job.request.prompt.clone();
-        self.scheduler.add(id, prompt, job.request.prompt_logprobs.is_some());
-        if job.request.allowance.is_some() {
-            self.rationed.push_back(id);
+    /// Takes choices that go on from one prompt.
+    fn take(&mut self, choices: Vec<Job>) {
+        let Some(GenerateRequest { prompt, caller, weight, .. }) = choices.first().map(|job| &job.request)
+        else {
+            return;
+        };
+        self.scheduler.add(Arrival {
+            id: SequenceId(self.next_id),
+            choices: choices.len(),
+            caller: *caller,
+            weight: *weight,
+            prompt: prompt.clone(),
+            score_prompt: choices.iter().any(|job| job.request.prompt_logprobs.is_some()),
+            most: prompt.len() + choices.iter().map(Job::most_tokens).max().unwrap_or(0),
+        });
+        for job in choices {
+            if job.request.allowance.is_some() {
+                self.rationed.push_back(SequenceId(self.next_id));
+            }
+            self.running.insert(SequenceId(self.next_id), Running::new(job));
+            self.next_id += 1;
         }
-        self.running.insert(id, Running::new(job));
     }
 
     fn drop_cancelled(&mut self) {
@@ -200,11 +214,14 @@ impl<B: Backend> Worker<'_, B> {
     /// A step that fails ends the requests it was for; only a lost device ends the others too.
     fn step(&mut self, batch: &Batch, planned: &[Planned]) -> Result<(), EngineError> {
         self.needs.clear();
-        self.needs.resize(batch.logit_rows.len(), Need::All);
+        self.needs.resize(batch.logit_rows.len(), Need::Best(1));
         for plan in planned {
             if let Some(request) = self.running.get_mut(&plan.id) {
                 request.trace.scheduled(request.prompt.len());
-                self.needs[plan.first_row..plan.first_row + plan.rows].fill(request.need());
+                // Choices that share their prompt share its rows.
+                for need in &mut self.needs[plan.first_row..plan.first_row + plan.rows] {
+                    *need = need.and(request.need());
+                }
             }
         }
         let started = Instant::now();
@@ -219,6 +236,7 @@ impl<B: Backend> Worker<'_, B> {
                 return Ok(());
             }
         }
+        self.scheduler.computed();
         self.stats.steps += 1;
         let per_token = started.elapsed() / batch.tokens.len().max(1) as u32;
         let decoder = &self.decoder;
@@ -228,6 +246,9 @@ impl<B: Backend> Worker<'_, B> {
             request.meter.spend(per_token * plan.tokens as u32);
             if plan.samples && request.generated == 0 {
                 self.stats.prompt_tokens += request.prompt.len() as u64;
+                self.stats.cached_tokens += plan.cached as u64;
+                request.cached = plan.cached;
+                request.meter.cached(plan.cached);
             }
             let row = |i: usize| decoder.row(plan.first_row + i);
             match request.advance(self.tokenizer, plan, row) {
@@ -259,8 +280,10 @@ impl<B: Backend> Worker<'_, B> {
         for id in ids {
             self.fail(id, error);
         }
-        while let Ok(job) = self.inbox.try_recv() {
-            let _ = job.events.send(Event::Failed(error.clone()));
+        while let Ok(choices) = self.inbox.try_recv() {
+            for job in choices {
+                let _ = job.events.send(Event::Failed(error.clone()));
+            }
         }
         self.publish();
     }
@@ -270,10 +293,19 @@ impl<B: Backend> Worker<'_, B> {
         self.stats.running = self.scheduler.running();
         self.stats.paused = self.scheduler.paused();
         let pool = self.scheduler.pool();
-        self.stats.kv_blocks_used = pool.total() - pool.free();
+        self.stats.kv_blocks_used = pool.total() - pool.available();
+        self.stats.kv_blocks_cached = pool.idle();
+        self.stats.preemptions = self.scheduler.counts().preemptions;
         let Counters { launches, syncs } = self.decoder.counters();
         (self.stats.kernel_launches, self.stats.device_syncs) = (launches, syncs);
         *lock(&self.shared.stats) = self.stats;
+    }
+}
+
+impl Job {
+    /// Most tokens to generate: what the request says, and the context leaves.
+    fn most_tokens(&self) -> usize {
+        self.request.max_tokens.unwrap_or(usize::MAX).min(self.ctx_size - self.request.prompt.len())
     }
 }
 
@@ -298,6 +330,8 @@ struct Running {
     output: Output,
     scored: Vec<TokenOut>,
     generated: usize,
+    /// Tokens of the prompt that came from the cache.
+    cached: usize,
     allowance: Option<Arc<dyn Allowance>>,
     /// A token has been drawn and not been generated yet.
     drawn: bool,
@@ -319,9 +353,10 @@ impl Drop for Running {
 
 impl Running {
     fn new(job: Job) -> Self {
-        let Job { request, ctx_size, events, meter, place, trace } = job;
+        let max_tokens = job.most_tokens();
+        let Job { request, events, meter, place, trace, .. } = job;
         Self {
-            max_tokens: request.max_tokens.unwrap_or(usize::MAX).min(ctx_size - request.prompt.len()),
+            max_tokens,
             ignore_eos: request.ignore_eos,
             logprobs: request.logprobs,
             prompt_logprobs: request.prompt_logprobs,
@@ -329,6 +364,7 @@ impl Running {
             output: Output::new(&request.stop),
             scored: Vec::new(),
             generated: 0,
+            cached: 0,
             allowance: request.allowance,
             drawn: false,
             paused: false,
@@ -432,7 +468,7 @@ impl Running {
 
     fn end(&self, reason: FinishReason) -> Progress {
         let prompt_tokens = self.prompt.len();
-        let usage = Usage { prompt_tokens, cached_tokens: 0, completion_tokens: self.generated };
+        let usage = Usage { prompt_tokens, cached_tokens: self.cached, completion_tokens: self.generated };
         self.trace.done(reason, usage);
         self.emit(Event::Done { reason, usage });
         Progress::Ended

@@ -4,12 +4,15 @@
 //! by [`Ticket::finish`], which returns when the use is on the disk, or by being dropped, when a client has
 //! gone or the work has failed. Either way what was computed until then is what counts.
 
-use std::sync::Arc;
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    sync::{Arc, LazyLock},
+};
 
-use m40llm_engine::{GenerateRequest, Meter, SubmitError};
+use m40llm_engine::{CallerId, GenerateRequest, Meter, SubmitError};
 
 use super::{
-    AuthError, Identity, Key, Store,
+    AuthError, Identity, Key, Priority, Store,
     ledger::{Amounts, UsageRecord},
     limits::{Entry, OPEN_OUTPUT, Output, Refused},
     store::gone,
@@ -37,6 +40,26 @@ impl Caller {
         let account = identity.key().and_then(|key| state.accounts().of(key));
         let entry = account.map(|account| account.enter()).transpose();
         Ok(Self { entry: entry.map_err(|refused| limited(state, &refused))?, identity })
+    }
+}
+
+impl Identity {
+    /// Who this is to the engine, which is fair between callers and keeps their prompts apart, and the weight beside
+    /// others. Without a key it is the address.
+    pub(crate) fn caller(&self) -> (CallerId, u32) {
+        // Keyed at random: nobody can make an id that is another one's number.
+        static NUMBERS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        match self {
+            Self::Key(key) => {
+                let weight = match key.limits.priority {
+                    Priority::Low => 1,
+                    Priority::Normal => 4,
+                    Priority::High => 16,
+                };
+                (CallerId(NUMBERS.hash_one(key.id.as_str())), weight)
+            }
+            Self::Open { peer } => (CallerId(NUMBERS.hash_one(peer)), 4),
+        }
     }
 }
 
@@ -119,6 +142,10 @@ impl Ticket {
             }
             ApiError::submit(e, shape.param)
         })?;
+        let (caller, weight) = identity.caller();
+        for request in requests.iter_mut() {
+            (request.caller, request.weight) = (caller, weight);
+        }
         if let Some(entry) = &mut entry {
             let allowance = entry.reserve(prompts as u64, output).map_err(|refused| {
                 entry.forgive();

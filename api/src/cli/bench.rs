@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use m40llm_engine::{
-    Engine, Event, GenerateRequest, Generation, KvType, SamplingParams, backend,
+    CallerId, Engine, Event, GenerateRequest, Generation, KvType, PrefixCache, SamplingParams, backend,
     gguf::Gguf,
     memory::kv_bytes_per_token,
     model::{Mixture, ModelConfig, NamedShape},
@@ -119,6 +119,8 @@ pub(crate) fn execute(mut args: Args) -> anyhow::Result<()> {
         None => config.engine.ctx_size = Some(longest),
     }
     config.engine.max_batch = widest;
+    // Repetitions read the same prompts.
+    config.engine.prefix_cache = PrefixCache::Off;
     config.engine.max_queue = config.engine.max_queue.max(widest);
     let _tracing = Tracing::start(&mut config);
     // Before the model takes the memory that the copy wants.
@@ -373,7 +375,7 @@ impl Bench<'_> {
         let mut running: Vec<_> =
             (0..batch).map(|i| self.submit(i, depth, limit)).collect::<Result<_, _>>()?;
         let ended = || anyhow::anyhow!("a sequence ended before the measurement did; lower --depth or -b");
-        // Prompts are read in the order of their submission, so the last one begins last.
+        // Prompts are read in turns that begin with the first one, so the last one begins last.
         let last = running.last_mut().context("no batch")?;
         let mut first = 0;
         while first == 0 {
@@ -404,6 +406,8 @@ impl Bench<'_> {
             max_tokens: Some(max_tokens),
             sampling: SamplingParams { temperature: 0.0, ..Default::default() },
             ignore_eos: true,
+            // Prompts are read side by side, and end together: none decodes for long while another one is read.
+            caller: CallerId(index as u64),
             ..Default::default()
         };
         Ok(self.engine.submit(request)?)

@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-use m40llm_engine::{DeviceId, KvType, text::PromptFormat};
+use m40llm_engine::{DeviceId, KvType, PrefixCache, text::PromptFormat};
 use tracing::level_filters::LevelFilter;
 
 /// Where a server listens, and where `health` asks.
@@ -81,6 +81,32 @@ pub(crate) fn backend(s: &str) -> Result<Backend, String> {
 /// `--kv-type`.
 pub(crate) fn kv_type(s: &str) -> Result<KvType, String> {
     choice(s, &[("f16", KvType::F16), ("f32", KvType::F32), ("q8", KvType::Q8)])
+}
+
+/// `--prefix-cache`.
+pub(crate) fn prefix_cache(s: &str) -> Result<PrefixCache, String> {
+    let allowed =
+        [("shared", PrefixCache::Shared), ("per-caller", PrefixCache::PerCaller), ("off", PrefixCache::Off)];
+    choice(s, &allowed)
+}
+
+/// `--kv-memory`, in bytes.
+pub(crate) fn kv_memory(s: &str) -> Result<u64, String> {
+    let digits = s.find(|c: char| !c.is_ascii_digit()).unwrap_or(s.len());
+    let unit = match s[digits..].trim_start().to_ascii_lowercase().as_str() {
+        "" | "b" => Some(1),
+        "k" | "kb" => Some(1000),
+        "m" | "mb" => Some(1_000_000),
+        "g" | "gb" => Some(1_000_000_000),
+        "kib" => Some(1 << 10),
+        "mib" => Some(1 << 20),
+        "gib" => Some(1u64 << 30),
+        _ => None,
+    };
+    let bytes = s[..digits].parse::<u64>().ok().zip(unit).and_then(|(n, unit)| n.checked_mul(unit));
+    bytes
+        .filter(|&n| n > 0)
+        .ok_or_else(|| "a size such as 512MB, 4GiB or a number of bytes is allowed".into())
 }
 
 /// `--on-device-failure`.
@@ -258,6 +284,16 @@ pub(crate) fn max_queue(s: &str) -> Result<usize, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        for (s, bytes) in [("1", 1), ("512MB", 512_000_000), ("4GiB", 4 << 30), ("2 g", 2_000_000_000)] {
+            assert_eq!(kv_memory(s), Ok(bytes));
+        }
+        for bad in ["", "0", "GB", "1.5GB", "-1", "4 bananas", "99999999999GiB"] {
+            assert!(kv_memory(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn addresses_have_a_host_and_a_port() {

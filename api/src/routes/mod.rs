@@ -90,6 +90,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(admin::revoke))
         .routes(routes!(admin::usage))
         .routes(routes!(admin::rotate_secret))
+        .routes(routes!(admin::drop_old_secrets))
 }
 
 /// All routes.
@@ -200,7 +201,7 @@ struct BodyFailures;
 
 impl IntoResponses for BodyFailures {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        failures(&[400, 401, 403, 408, 413, 415, 500, 503])
+        failures(&[400, 401, 403, 408, 413, 415, 429, 500, 503])
     }
 }
 
@@ -209,7 +210,7 @@ struct ReadFailures;
 
 impl IntoResponses for ReadFailures {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        failures(&[401, 403, 500])
+        failures(&[401, 403, 429, 500])
     }
 }
 

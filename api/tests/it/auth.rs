@@ -510,7 +510,12 @@ async fn a_secret_is_rotated_over_http() {
     for key in [&old, &new] {
         assert_eq!(server.get("/v1/models", key).await.status, StatusCode::OK);
     }
-    let dropped = server.post("/admin/rotate-secret", &old, &json!({"drop_old": true})).await;
+    let (_, root) = server.key(&[Scope::Admin]).await;
+    let dropped = server.call(Method::POST, "/admin/drop-old-secrets", &root, None).await;
+    assert_eq!(dropped.json(), json!({"valid_secrets": 1}));
+    refused(&server.get("/v1/models", &old).await, "of a dropped secret");
+    assert_eq!(server.get("/v1/models", &new).await.status, StatusCode::OK);
+    let dropped = server.post("/admin/rotate-secret", &root, &json!({"drop_old": true})).await;
     assert_eq!(dropped.json(), json!({"valid_secrets": 1}));
     for key in [&old, &new] {
         refused(&server.get("/v1/models", key).await, "of a dropped secret");

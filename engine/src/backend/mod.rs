@@ -108,7 +108,8 @@ impl Capacity {
             && batch.sequences.len() <= self.sequences
             && batch.logit_rows.len() <= self.logit_rows
             && batch.logit_rows.iter().all(|&r| (r as usize) < tokens)
-            && batch.block_tables.iter().all(|&b| (b as usize) < self.kv_blocks);
+            && batch.block_tables.iter().all(|&b| (b as usize) < self.kv_blocks)
+            && batch.copies.iter().all(|c| (c.from.max(c.to) as usize) < self.kv_blocks);
         let mut next = 0;
         let covered = batch.sequences.iter().all(|s| {
             let starts = s.start == next && s.len <= tokens - next;
@@ -135,6 +136,17 @@ pub enum Need {
     Best(usize),
     /// The whole row.
     All,
+}
+
+impl Need {
+    /// What serves both.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Best(a), Self::Best(b)) => Self::Best(a.max(b)),
+            _ => Self::All,
+        }
+    }
 }
 
 /// The largest [`Need::Best`]: covers the `top_k` that people use.
@@ -249,10 +261,15 @@ pub trait Backend: Send + 'static {
     /// rest fits.
     fn kv_room(&self, demand: &Demand<'_>) -> Result<u64, EngineError>;
 
+    /// Whether the whole KV cache is committed by `allocate`, so that keeping blocks that nobody holds costs nothing.
+    fn commits_cache(&self) -> bool {
+        false
+    }
+
     /// Makes run state and KV cache, once, after all `load`s.
     fn allocate(&mut self, shape: &Shape, capacity: &Capacity) -> Result<(), EngineError>;
 
-    /// Starts a step.
+    /// Starts a step: makes the batch's copies of KV blocks, in their order, before anything else of it.
     fn begin(&mut self, batch: &Batch) -> Result<(), EngineError>;
 
     /// `x = table[tokens]`.
@@ -271,6 +288,9 @@ pub trait Backend: Send + 'static {
         layer: usize,
         weights: &AttentionWeights<Self::Weight, Self::Vector>,
     ) -> Result<(), EngineError>;
+
+    /// Says which norm reads x after the next addition to it, for a backend that has the two in one.
+    fn next_norm(&mut self, _norm: &Self::Vector) {}
 
     /// `x += output · a`.
     fn attention_output(

@@ -13,6 +13,15 @@ pub struct BatchSequence {
     pub table: usize,
 }
 
+/// A block to be copied before anything of the step is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockCopy {
+    /// Holds the keys and values.
+    pub from: u32,
+    /// Gets them, in all layers.
+    pub to: u32,
+}
+
 /// One step: packed tokens without padding, block tables, and the rows whose logits are wanted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
@@ -26,6 +35,8 @@ pub struct Batch {
     pub block_tables: Vec<u32>,
     /// Indices into `tokens` whose next-token logits are wanted, ascending.
     pub logit_rows: Vec<u32>,
+    /// Copies of blocks, to be made in this order at the beginning of the step.
+    pub copies: Vec<BlockCopy>,
 }
 
 impl Batch {
@@ -36,6 +47,7 @@ impl Batch {
         self.sequences.clear();
         self.block_tables.clear();
         self.logit_rows.clear();
+        self.copies.clear();
     }
 
     /// The block ids of one of its sequences.

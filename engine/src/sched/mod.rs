@@ -1,14 +1,46 @@
 //! Bookkeeping over integers: which sequences run, which blocks hold their keys and values.
 //!
-//! Knows ids and lengths only; tested without a model.
+//! Knows ids, lengths and measured times only; tested without a model.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | `scheduler` | plans steps: who runs, who computes what |
+//! | `room` | who gets blocks and who gives them back |
+//! | `sequence` | one sequence's tokens, blocks and how far it is |
+//! | `queue` | those that wait, by caller |
+//! | `fairness` | deficit round robin between callers |
+//! | `pool` | KV blocks: their holders, and the idle ones that are kept |
+//! | `prefix` | keys by which blocks of the same content are found |
+//! | `pace` | how much of prompts a step may take beside running streams |
+//! | `batch` | the step that comes out |
 
 mod batch;
+#[cfg(test)]
+mod bounds;
+mod fairness;
+mod pace;
 mod pool;
+mod prefix;
+mod queue;
+mod room;
 mod scheduler;
+#[cfg(test)]
+mod scheduler_tests;
+mod sequence;
+#[cfg(test)]
+mod simulation;
 
-pub use batch::{Batch, BatchSequence};
+pub use batch::{Batch, BatchSequence, BlockCopy};
+pub use pace::Pace;
 pub use pool::BlockPool;
-pub use scheduler::{Limits, Planned, Scheduler, SequenceId};
+pub use prefix::PrefixCache;
+pub use queue::CallerLoad;
+pub use scheduler::{Counts, Limits, Planned, Resources, Scheduler};
+pub use sequence::{Arrival, SequenceId};
+
+/// Whom a request is for: a key or an address, as a number. The scheduler is fair between callers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CallerId(pub u64);
 
 /// Tokens in a KV block.
 pub const BLOCK_TOKENS: usize = 32;

@@ -10,7 +10,7 @@ use m40llm_engine::{
         cpu::{CpuBackend, CpuOptions, Isa, ReferenceBackend},
     },
     gguf::{DType, Tensor},
-    sched::{BLOCK_TOKENS, Batch, BatchSequence},
+    sched::{BLOCK_TOKENS, Batch, BatchSequence, BlockCopy},
 };
 
 /// A small xorshift generator; every use names its seed.
@@ -417,6 +417,7 @@ fn a_step_beyond_the_capacity_is_refused() {
         sequences: vec![BatchSequence { start: 0, len: 2, context: 0, table: 0 }],
         block_tables: vec![1],
         logit_rows: vec![1],
+        copies: Vec::new(),
     };
     let change = |f: &dyn Fn(&mut Batch)| {
         let mut batch = good.clone();
@@ -426,6 +427,7 @@ fn a_step_beyond_the_capacity_is_refused() {
     let bad = [
         change(&|b| b.block_tables[0] = 2),
         change(&|b| b.block_tables.clear()),
+        change(&|b| b.copies.push(BlockCopy { from: 0, to: 2 })),
         change(&|b| b.logit_rows[0] = 2),
         change(&|b| b.logit_rows = vec![0, 1]),
         change(&|b| b.positions[1] = 5),

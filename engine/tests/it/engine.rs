@@ -35,7 +35,7 @@ pub(crate) struct Answer {
     pub(crate) text: String,
     pub(crate) ids: Vec<u32>,
     reason: FinishReason,
-    usage: Usage,
+    pub(crate) usage: Usage,
 }
 
 pub(crate) fn collect(mut generation: m40llm_engine::Generation) -> Answer {
@@ -215,4 +215,5 @@ fn a_full_pool_pauses_streams_without_changing_them() {
     let together: Vec<_> = (0..4).map(|i| tight.submit(work(i)).unwrap()).collect();
     let together: Vec<_> = together.into_iter().map(|g| collect(g).ids).collect();
     assert_eq!(alone, together);
+    assert!(tight.stats().preemptions > 0, "the pool was not too small");
 }

@@ -12,6 +12,7 @@ mod engine;
 mod gguf;
 mod logits;
 mod matmul;
+mod scheduling;
 mod stop;
 mod support;
 mod template;

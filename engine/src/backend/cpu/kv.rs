@@ -72,6 +72,13 @@ impl KvCache {
         })
     }
 
+    /// Copies a block, all layers of it.
+    pub(super) fn copy(&mut self, from: u32, to: u32) {
+        let bytes = self.layers * 2 * self.heads * self.piece;
+        let from = from as usize * bytes;
+        self.map.copy_within(from..from + bytes, to as usize * bytes);
+    }
+
     /// How numbers are stored.
     pub(super) fn kv_type(&self) -> KvType {
         self.kv_type

@@ -79,6 +79,9 @@ impl RunState {
     pub(super) fn begin(&mut self, batch: &Batch) -> Result<(), EngineError> {
         self.capacity.check(batch)?;
         self.batch.clone_from(batch);
+        for copy in &batch.copies {
+            self.cache.copy(copy.from, copy.to);
+        }
         let rope = &self.shape.rope;
         let angles =
             batch.positions.iter().flat_map(|&p| rope.inverse_frequencies.iter().map(move |&f| (p, f)));

@@ -193,6 +193,20 @@ impl Gpu {
             .call("cuMemcpyDtoHAsync")
     }
 
+    /// Queues a copy within a buffer, of `bytes` that do not overlap.
+    pub(super) fn copy(
+        &self,
+        buffer: &Buffer,
+        from: usize,
+        to: usize,
+        bytes: usize,
+    ) -> Result<(), EngineError> {
+        assert!(from.max(to) + bytes <= buffer.bytes && from.abs_diff(to) >= bytes);
+        // SAFETY: both ranges are the buffer's, whose memory is freed only after the stream's work.
+        unsafe { result::memcpy_dtod_async(buffer.at(to), buffer.at(from), bytes, self.stream.cu_stream()) }
+            .call("cuMemcpyDtoDAsync")
+    }
+
     /// A copy of host numbers on the device; waits for it.
     pub(super) fn clone_to_device(&mut self, numbers: &[f32], what: &str) -> Result<Buffer, EngineError> {
         let buffer = Buffer::new(self.context(), size_of_val(numbers), what)?;
