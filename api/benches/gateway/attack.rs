@@ -240,13 +240,12 @@ fn connections(addr: SocketAddr, ended: &AtomicBool) -> anyhow::Result<usize> {
             let Place { burden, stream, turns, opens } = place;
             *turns += 1;
             match stream.as_mut().map(|open| burden.hold(open, *turns)) {
-                Some(true) => {}
                 Some(false) => {
                     (*stream, *opens) = (None, Instant::now() + AWAY);
                     closed += 1;
                 }
                 None if Instant::now() >= *opens => (*stream, *turns) = (Some(burden.open(addr)?), 0),
-                None => {}
+                Some(true) | None => {}
             }
         }
         Ok(())
