@@ -161,7 +161,7 @@ struct Stripes {
     // Of two types a whole chunk still fits at 8 tokens, which spares what is done once a chunk a second look.
     static constexpr bool ROLLED = TIGHT && !(OWN == 8 && (TYPE == Q5_0 || TYPE == Q5_K));
     static constexpr int PARTS = Weights<TYPE>::PARTS;
-    static constexpr int BUFFERS = TIGHT || PARTS == 1 || (PARTS == 2 && OWN <= 2) ? 1 : 2;
+    static constexpr int BUFFERS = PARTS == 4 && OWN == 12 ? 2 : TIGHT || PARTS == 1 || (PARTS == 2 && OWN <= 2) ? 1 : 2;
     // A whole group is loaded while another is worked on, where that does not spill.
     static constexpr bool AHEAD = PARTS == 1 && (OWN <= 4 || (OWN == 16 && (TYPE == Q4_0 || TYPE == Q4_1)));
     static constexpr int SLOT = TOKENS * ROWS + TOKENS;  // floats of a partial result: sums, sums of squares

@@ -166,6 +166,11 @@ fn failure(status: u16, description: &str, retry: bool) -> Response {
         .example(Some(example))
         .build();
     let mut response = ResponseBuilder::new().description(description).content("application/json", content);
+    if status == 401 {
+        let scheme = ObjectBuilder::new().schema_type(Type::String);
+        let header = HeaderBuilder::new().schema(Some(scheme)).description(Some("`Bearer`.")).build();
+        response = response.header("WWW-Authenticate", header);
+    }
     if retry {
         let seconds = ObjectBuilder::new().schema_type(Type::Integer);
         let header = HeaderBuilder::new()

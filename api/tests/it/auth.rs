@@ -620,3 +620,24 @@ async fn a_client_that_goes_is_charged_for_what_was_generated() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(used(&server, &key).await, charged, "and no more");
 }
+
+#[tokio::test]
+async fn an_answer_that_cannot_be_charged_is_withheld() {
+    let server = Guarded::new();
+    let (_, key) = server.key(&[Scope::Inference]).await;
+    assert_eq!(server.post("/v1/chat/completions", &key, &chat(3)).await.status, StatusCode::OK);
+    let database = rusqlite::Connection::open(server.dir.path().join("keys.sqlite3")).unwrap();
+    database.execute_batch("DROP TABLE usage").unwrap();
+    let whole = server.post("/v1/chat/completions", &key, &chat(3)).await;
+    assert_eq!(
+        (whole.status, &whole.error()["type"]),
+        (StatusCode::INTERNAL_SERVER_ERROR, &json!("server_error"))
+    );
+    assert!(!whole.body.contains("t0"), "{whole:?}");
+    let mut streamed = chat(3);
+    streamed["stream"] = json!(true);
+    let stream = server.post("/v1/chat/completions", &key, &streamed).await;
+    let events = stream.events(false);
+    assert_eq!(events.last().unwrap()["error"]["type"], "server_error", "{stream:?}");
+    assert!(!stream.body.contains("[DONE]"), "{stream:?}");
+}

@@ -367,12 +367,12 @@ fn k_quants_in_whole_models() {
 /// Launches of steps in which so many sequences write one token each.
 fn launches_by_width(spec: Spec, rng: &mut Rng) -> Vec<(usize, u64)> {
     let (_dir, path) = written(&spec);
-    let sequences = sequences(rng, VOCAB, &[40; 33]);
+    let sequences = sequences(rng, VOCAB, &[48; 33]);
     let expected = Run::new(reference(), &path, &sequences, KvType::F32, rng).one_by_one();
     let mut run = Run::new(cuda(true), &path, &sequences, KvType::F32, rng);
     run.step(&(0..33).map(|i| (i, 1 + i % 3)).collect::<Vec<_>>());
     let mut found = Vec::new();
-    for width in [1, 2, 3, 8, 9, 16, 17, 24, 32, 33] {
+    for width in [1, 3, 8, 9, 12, 13, 16, 17, 24, 25, 32, 33] {
         // Directly, captured, and by the graph.
         for _ in 0..3 {
             let before = run.decoder.counters().launches;

@@ -276,7 +276,7 @@ fn products_of_every_type_equal_f64() {
                 let rows = if mode == Mode::Store { 1 + rig.below(150) } else { 32 * (1 + rig.below(5)) };
                 check(&mut rig, &products, Case { dtype, rows, columns, tokens, small: true, mode });
             }
-            for tokens in [1, 7, 9, 16, 17, 32, 33, 64, 65, 100] {
+            for tokens in [1, 7, 9, 12, 13, 16, 17, 24, 25, 32, 33, 64, 65, 100] {
                 // Gated comes last: large batches lack it.
                 let mode = MODES[rig.below(if tokens <= FUSED_BATCH { 5 } else { 4 })];
                 let rows = 1 + rig.below(200);

@@ -47,12 +47,14 @@ enum Family {
 }
 
 impl Family {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
         Self::One,
         Self::Small(2),
         Self::Small(4),
         Self::Small(8),
+        Self::Skinny(12),
         Self::Skinny(16),
+        Self::Skinny(24),
         Self::Skinny(32),
         Self::Tiled64,
         Self::Tiled,
@@ -64,7 +66,9 @@ impl Family {
             (true, 2) => Self::Small(2),
             (true, ..=4) => Self::Small(4),
             (true, _) => Self::Small(8),
+            (false, ..=12) => Self::Skinny(12),
             (false, ..=16) => Self::Skinny(16),
+            (false, ..=24) => Self::Skinny(24),
             (false, ..=32) => Self::Skinny(32),
             // The smaller tile costs a twentieth more a token, and wastes less where it does not fill.
             (false, tokens) if 21 * tokens.div_ceil(64) < 40 * tokens.div_ceil(128) => Self::Tiled64,
