@@ -168,15 +168,6 @@ impl Report {
                 company.line(name, of);
             }
         }
-        let missed = self.missed();
-        println!(
-            "\n{}",
-            if missed.is_empty() {
-                "all within bounds".to_owned()
-            } else {
-                format!("out of bounds: {}", missed.join("; "))
-            }
-        );
     }
 
     /// What is out of its bounds, in words.
