@@ -374,8 +374,7 @@ struct Running<W> {
     pause: Duration,
     /// When something last came.
     last: tokio::time::Instant,
-    /// Ends no later than the pause. It is set anew when it ends, not with every token: thousands of tokens
-    /// a second would have all threads wait for the timers.
+    /// Ends no later than the pause; it is set anew when it has ended, and not with every token.
     quiet: Pin<Box<Sleep>>,
 }
 

@@ -224,26 +224,28 @@ fn connections(addr: SocketAddr, ended: &AtomicBool) -> anyhow::Result<usize> {
     struct Place {
         burden: Burden,
         stream: Option<TcpStream>,
+        /// Turns since it was opened.
+        turns: usize,
         opens: Instant,
     }
-    let place = |burden| Place { burden, stream: None, opens: Instant::now() };
+    let place = |burden| Place { burden, stream: None, turns: 0, opens: Instant::now() };
     let mut all: Vec<Place> = BURDENS
         .iter()
         .flat_map(|&(count, burden)| std::iter::repeat_with(move || place(burden)).take(count))
         .collect();
     let mut closed = 0;
-    // Each has its turn every 100 ms.
-    every(Duration::from_millis(10), ended, |n| {
-        for Place { burden, stream, opens } in all.iter_mut().skip(n % 10).step_by(10) {
-            match stream {
-                Some(open) => {
-                    if !burden.hold(open, n / 10) {
-                        (*stream, *opens) = (None, Instant::now() + AWAY);
-                        closed += 1;
-                    }
+    // Each has its turn every 100 ms, and no two hundredths of them at the same time.
+    every(Duration::from_millis(1), ended, |n| {
+        for place in all.iter_mut().skip(n % 100).step_by(100) {
+            let Place { burden, stream, turns, opens } = place;
+            *turns += 1;
+            match stream.as_mut().map(|open| burden.hold(open, *turns)) {
+                Some(false) => {
+                    (*stream, *opens) = (None, Instant::now() + AWAY);
+                    closed += 1;
                 }
-                None if Instant::now() >= *opens => *stream = Some(burden.open(addr)?),
-                None => {}
+                None if Instant::now() >= *opens => (*stream, *turns) = (Some(burden.open(addr)?), 0),
+                Some(true) | None => {}
             }
         }
         Ok(())
@@ -271,16 +273,21 @@ impl Burden {
     fn hold(self, stream: &mut TcpStream, turn: usize) -> bool {
         const HEAD: &[u8] = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nx-slow: ";
         let done = match self {
-            Self::SlowSender => {
-                let byte = HEAD.get(turn % (4 * HEAD.len())).copied().unwrap_or(b'x');
-                stream.write(&[byte])
-            }
+            Self::SlowSender => stream.write(&[HEAD.get(turn - 1).copied().unwrap_or(b'x')]),
             Self::SlowReader(_) => stream.read(&mut [0]),
-            Self::Idle | Self::HalfClosed | Self::HalfClosedEmpty => stream.peek(&mut [0]),
+            // Only looked at, now and then.
+            Self::Idle | Self::HalfClosed | Self::HalfClosedEmpty => {
+                return !turn.is_multiple_of(10) || is_open(&stream.peek(&mut [0]));
+            }
         };
-        match done {
-            Ok(n) => n > 0,
-            Err(error) => is_later(&error),
-        }
+        is_open(&done)
+    }
+}
+
+/// Whether a read or a write says that the connection still stands.
+fn is_open(done: &io::Result<usize>) -> bool {
+    match done {
+        Ok(n) => *n > 0,
+        Err(error) => is_later(error),
     }
 }

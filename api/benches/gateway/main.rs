@@ -113,6 +113,11 @@ fn main() -> anyhow::Result<()> {
     }
     report.print(args.json);
     let missed = report.missed();
+    if missed.is_empty() {
+        eprintln!("all within bounds");
+    } else {
+        eprintln!("out of bounds: {}", missed.join("; "));
+    }
     anyhow::ensure!(!args.check || missed.is_empty(), "out of bounds: {}", missed.join("; "));
     Ok(())
 }

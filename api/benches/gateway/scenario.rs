@@ -121,10 +121,12 @@ fn until(time: Duration, mut step: impl FnMut(Duration) -> std::io::Result<()>) 
 const CALLERS: usize = 4;
 const ANSWER: usize = 32;
 const REST: Duration = Duration::from_millis(10);
+/// Microseconds of a step of the source that answers them: a small model's.
+const STEP: u64 = 1000;
 
 /// Good callers, without and with bad company, in pairs of which every other begins with it.
 pub(crate) fn pairs(kind: Kind, count: usize, time: Duration) -> anyhow::Result<Company> {
-    let options = Options { sequences: 256, batch: 32, ..Options::default() };
+    let options = Options { sequences: 256, step: STEP, batch: 32, ..Options::default() };
     let mut server = Server::start(options, kind == Kind::WrongKeys)?;
     let run = || {
         callers(&server, CALLERS, time.min(Duration::from_millis(500)))?;

@@ -2,20 +2,27 @@
 
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Router, http::Method};
+use http_body_util::BodyExt as _;
 use m40llm::{AppState, ServerConfig};
-use m40llm_engine::EngineConfig;
+use m40llm_engine::{Engine, EngineConfig};
 use serde_json::json;
+use tower::ServiceExt as _;
 
 use crate::{
     source::{self, Pace},
-    support::{MODEL, post},
+    support::{MODEL, post, request},
 };
 
 fn over(pace: Pace) -> Router {
-    let state = AppState::loading(ServerConfig::new(MODEL, 1_700_000_000));
-    state.set_engine(source::engine(&EngineConfig { ctx_size: Some(64), ..EngineConfig::default() }, pace));
-    m40llm::app(state)
+    served(pace, Duration::from_secs(15)).0
+}
+
+fn served(pace: Pace, keep_alive: Duration) -> (Router, Engine) {
+    let state = AppState::loading(ServerConfig { keep_alive, ..ServerConfig::new(MODEL, 1_700_000_000) });
+    let engine = source::engine(&EngineConfig { ctx_size: Some(64), ..EngineConfig::default() }, pace);
+    state.set_engine(engine.clone());
+    (m40llm::app(state), engine)
 }
 
 #[tokio::test]
@@ -44,4 +51,32 @@ async fn steps_are_shared_in_turn() {
     assert!(started.elapsed() >= Duration::from_millis(18), "{:?}", started.elapsed());
     assert_eq!(one.json()["choices"][0]["text"], "t0 t1 t2 t3 t4 ");
     assert_eq!(two.json()["choices"][0]["text"], "t0 t1 t2 t3 t4 ");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_that_are_ready_go_out_together() {
+    let (app, engine) = served(Pace::default(), Duration::from_secs(15));
+    let body = json!({"prompt": "a", "max_tokens": 40, "stream": true}).to_string();
+    let request = request(Method::POST, "/v1/completions", &[("content-type", "application/json")], body);
+    let mut body = app.oneshot(request).await.unwrap().into_body();
+    while engine.is_busy() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let text = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    let text = str::from_utf8(&text).unwrap();
+    assert!(["t0 ", "t39 ", "\"length\""].iter().all(|part| text.contains(part)), "{text}");
+    let end = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert_eq!(end, "data: [DONE]\n\n");
+    assert!(body.frame().await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_not_silent_has_no_comments() {
+    // Longer than the pause in all, but not between two tokens.
+    let pace = Pace { step: Duration::from_millis(100), ..Pace::default() };
+    let (app, _) = served(pace, Duration::from_secs(1));
+    let body = json!({"prompt": "a", "max_tokens": 25, "stream": true});
+    let answer = post(&app, "/v1/completions", &body).await;
+    assert!(!answer.body.contains("keep-alive"), "{}", answer.body);
+    assert_eq!(answer.events(true).len(), 26);
 }
