@@ -1,5 +1,7 @@
 //! The one thread that runs the model: take requests, plan a step, run it, sample, emit.
 
+mod output;
+
 use std::{
     collections::{HashMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -9,6 +11,7 @@ use std::{
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::TryRecvError};
 
+use self::output::Output;
 use crate::{
     backend::{Backend, Counters, Need, Row},
     error::{EngineError, public_panic_words},
@@ -19,7 +22,7 @@ use crate::{
     sampling::{Sampler, log_softmax_of, top_logprobs},
     sched::{Arrival, Batch, Planned, Resources, Scheduler, SequenceId},
     spans::Trace,
-    text::{Detokenizer, StopMatcher, StopOutcome, Tokenizer},
+    text::Tokenizer,
 };
 
 /// A request on its way to the worker.
@@ -483,77 +486,4 @@ impl Running {
 fn logprob_of(row: &[f32], token: u32, top: usize) -> TokenLogprob {
     let (logprob, normaliser) = log_softmax_of(row, token);
     TokenLogprob { logprob: Some(logprob), top: top_logprobs(row, normaliser, top) }
-}
-
-/// Bytes to final text: whole characters first, then stop strings; tokens go out with their text.
-struct Output {
-    detokenizer: Detokenizer,
-    stop: StopMatcher,
-    /// Tokens not yet released, each with the number of output bytes up to its end.
-    held: Vec<(usize, TokenOut)>,
-    /// Output bytes so far, and how many of them have been let go as text.
-    bytes: usize,
-    emitted: usize,
-    /// The end of the last token released.
-    released: usize,
-}
-
-impl Output {
-    fn new(stops: &[String]) -> Self {
-        Self {
-            detokenizer: Detokenizer::default(),
-            stop: StopMatcher::new(stops),
-            held: Vec::new(),
-            bytes: 0,
-            emitted: 0,
-            released: 0,
-        }
-    }
-
-    /// Adds a token; returns the event it settles, if any, and whether a stop string matched.
-    fn push(&mut self, token: TokenOut, bytes: &[u8]) -> (Option<Event>, bool) {
-        self.bytes += bytes.len();
-        self.held.push((self.bytes, token));
-        let text = self.detokenizer.push(bytes);
-        let outcome = self.stop.push(&text);
-        self.settle(outcome)
-    }
-
-    /// The end of the stream: incomplete characters become U+FFFD, what might have begun a stop string
-    /// turns out to be text.
-    fn flush(&mut self) -> (Option<Event>, bool) {
-        let rest = self.detokenizer.finish();
-        let outcome = match self.stop.push(&rest) {
-            StopOutcome::Text(text) => StopOutcome::Text(text + &self.stop.finish()),
-            stopped @ StopOutcome::Stopped(_) => stopped,
-        };
-        self.settle(outcome)
-    }
-
-    fn settle(&mut self, outcome: StopOutcome) -> (Option<Event>, bool) {
-        let (text, stopped) = match outcome {
-            StopOutcome::Text(text) => (text, false),
-            StopOutcome::Stopped(text) => (text, true),
-        };
-        self.emitted += text.len();
-        // A token is settled with the last of its bytes; on a match, so is the one that the stop string
-        // cuts, while those wholly within the stop string belong to no text and go unreported.
-        let settled = self.bytes.saturating_sub(self.detokenizer.held() + self.stop.held());
-        let mut from = self.released;
-        let ready = self
-            .held
-            .iter()
-            .take_while(|(end, _)| {
-                let is_ready = if stopped { from < self.emitted } else { *end <= settled };
-                from = *end;
-                is_ready
-            })
-            .count();
-        if ready > 0 {
-            self.released = self.held[ready - 1].0;
-        }
-        let tokens: Vec<TokenOut> = self.held.drain(..ready).map(|(_, token)| token).collect();
-        let event = (!text.is_empty() || !tokens.is_empty()).then_some(Event::Text { text, tokens });
-        (event, stopped)
-    }
 }
