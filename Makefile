@@ -21,7 +21,7 @@ FEATURES = --features cuda
 CUDA ?= $(shell scripts/has-cuda-driver.sh && echo 1 || echo 0)
 RUN_FEATURES = $(if $(filter 1,$(CUDA)),$(FEATURES))
 
-.PHONY: help run test test-rust test-clients debug-binary test-full test-ui test-gpu lint audit openapi header \
+.PHONY: help run test test-rust test-clients debug-binary test-full test-ui test-gpu sanitize-gpu lint audit openapi header \
 	bench bench-peer cuda-toolchain cuda-if-wanted sass-report
 
 help: ## This list
@@ -56,6 +56,12 @@ test-gpu: cuda-toolchain ## Kernels, models and serving on a CUDA device; fails 
 	cargo test -p m40llm-engine --features gpu-tests --lib -- --test-threads=1 gpu_tests $(ARGS)
 	cargo test -p m40llm-engine --features gpu-tests --test gpu -- --test-threads=1 $(ARGS)
 	cargo test -p m40llm --features gpu-tests --test gpu -- --test-threads=1 $(ARGS)
+
+sanitize-gpu: cuda-toolchain ## compute-sanitizer's memcheck and racecheck over small models on a CUDA device
+	for tool in memcheck racecheck; do \
+		cargo test --config "target.'cfg(all())'.runner = 'compute-sanitizer --error-exitcode 1 --tool $$tool'" \
+			-p m40llm-engine --features gpu-tests --test gpu -- --test-threads=1 small_models; \
+	done
 
 debug-binary: cuda-toolchain
 	cargo test --quiet --workspace $(FEATURES) --no-run

@@ -551,14 +551,20 @@ mod tests {
     #[test]
     fn a_flag_wins_over_the_environment_and_that_over_the_file() {
         let toml = "threads = 1\nctx-size = 10\nmax-batch = 100\nno-auth = true\nmodel-alias = \"filed\"\n\
-                    on-device-failure = \"stay\"";
-        let env = &[("M40LLM_THREADS", "2"), ("M40LLM_CTX_SIZE", "20"), ("M40LLM_MODEL_ALIAS", "")];
+                    on-device-failure = \"stay\"\nenable-cublas = false";
+        let env = &[
+            ("M40LLM_ENABLE_CUBLAS", "1"),
+            ("M40LLM_THREADS", "2"),
+            ("M40LLM_CTX_SIZE", "20"),
+            ("M40LLM_MODEL_ALIAS", ""),
+        ];
         let args =
             ServeArgs { model: ModelArgs { threads: Some(3), ..Default::default() }, ..Default::default() };
         let config = serve(args, env, toml).expect("a configuration");
         assert_eq!(config.model.engine.threads, Some(3));
         assert_eq!(config.model.engine.ctx_size, Some(20));
         assert_eq!(config.model.engine.max_batch, 100);
+        assert!(config.model.engine.cublas);
         assert_eq!(config.model_alias.as_deref(), Some("filed"), "an empty variable counts as absent");
         assert!(config.vault.is_none() && !config.exit_on_failure);
     }
@@ -571,6 +577,7 @@ mod tests {
         assert_eq!(config.model.engine.kv_type, KvType::F16);
         assert_eq!(config.model.engine.prefix_cache, PrefixCache::PerCaller);
         assert_eq!(config.model.engine.kv_memory, None);
+        assert!(!config.model.engine.cublas);
         assert_eq!(config.model.engine.backend, BackendChoice::Auto);
         assert_eq!(config.prompt_format, PromptFormat::Auto);
         let vault = config.vault.expect("keys");

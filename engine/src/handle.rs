@@ -270,6 +270,7 @@ impl Engine {
         let weights = match tensors {
             Tensors::Random(named, mixture) => Weights::random(named, mixture, &mut backend)?,
             Tensors::File(file) => {
+                file.prefetch();
                 let weights =
                     Weights::load(&file, &model.architecture, &model.shape, &mut backend, &mut |done| {
                         progress(LoadProgress { done, total });

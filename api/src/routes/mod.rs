@@ -118,13 +118,19 @@ const FAILURES: &[(u16, &str, &str, bool)] = &[
         false,
     ),
     (401, "Unauthorized", "The key is missing or not valid (`invalid_api_key`).", false),
-    (403, "Forbidden", "The key lacks the scope (`insufficient_scope`).", false),
+    (
+        403,
+        "Forbidden",
+        "The key lacks the scope (`insufficient_scope`), or no key is needed and the `Host` is not this machine (`host_not_allowed`).",
+        false,
+    ),
     (
         404,
         "NotFound",
         "`model` names a model that is not loaded, or that the key may not use (`model_not_found`).",
         false,
     ),
+    (408, "BodyTimeout", "The body came too slowly; the connection is closed.", false),
     (413, "PayloadTooLarge", "The body is larger than 8 MiB.", false),
     (415, "UnsupportedMediaType", "The body is not `application/json`.", false),
     (
@@ -185,7 +191,7 @@ struct WorkFailures;
 
 impl IntoResponses for WorkFailures {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        failures(&[400, 401, 403, 404, 413, 415, 429, 500, 503])
+        failures(&[400, 401, 403, 404, 408, 413, 415, 429, 500, 503])
     }
 }
 
@@ -194,7 +200,7 @@ struct BodyFailures;
 
 impl IntoResponses for BodyFailures {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        failures(&[400, 401, 403, 413, 415, 500, 503])
+        failures(&[400, 401, 403, 408, 413, 415, 500, 503])
     }
 }
 

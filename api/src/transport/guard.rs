@@ -53,7 +53,13 @@ fn own_name(state: &AppState) -> Option<&str> {
 /// resolved to 127.0.0.1: to the browser this server is then a part of that page's site, and the name is
 /// all that tells.
 fn foreign<'r>(request: &'r Request, own: &str) -> Option<&'r str> {
-    hosts(request).find(|host| !is_loopback(host) && !host.eq_ignore_ascii_case(own))
+    hosts(request).find(|host| !is_loopback(host) && !is_bare(host) && !host.eq_ignore_ascii_case(own))
+}
+
+/// True for a name without a dot, such as a host file's or a container's: nobody on the Internet can have
+/// one.
+fn is_bare(host: &str) -> bool {
+    !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }
 
 /// The hosts that a request names, without ports: in its line and in its `Host` headers.
@@ -109,6 +115,7 @@ mod tests {
             "[::1]:58439",
             "box.lan:58439",
             "BOX.lan",
+            "workstation:58439",
         ] {
             assert_eq!(foreign(&request("/health", &[host]), "box.lan"), None, "{host}");
         }
@@ -120,6 +127,8 @@ mod tests {
             "10.0.0.1",
             "[::2]:1",
             "0.0.0.0:58439",
+            "evil.example.",
+            "é",
             "",
         ] {
             assert!(foreign(&request("/health", &[host]), "box.lan").is_some(), "{host}");

@@ -67,7 +67,7 @@ fn every_route_is_in_it_with_its_security() {
             }
         }
         if method == "post" {
-            for status in ["400", "413", "415"] {
+            for status in ["400", "408", "413", "415"] {
                 assert!(has(status), "{path} {status}");
             }
             assert_eq!(has("503"), security == &keyed, "{path}: only work waits for the model");

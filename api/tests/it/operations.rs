@@ -273,20 +273,35 @@ fn attribute<'a>(span: &'a Value, key: &str) -> Option<&'a str> {
 }
 
 const PROMPT: &str = "zebracorn";
-const KEY: &str = "sk-m40-eyJtb25rZXkiOjF9.c3dvcmRmaXNo.okapi";
+/// No key of this server.
+const FOREIGN: &str = "sk-m40-eyJtb25rZXkiOjF9.c3dvcmRmaXNo.okapi";
+
+/// A new key in this state directory: its id and itself.
+fn key(state: &Path, scope: &str) -> (String, String) {
+    let state = state.to_str().expect("UTF-8");
+    let arguments =
+        ["keys", "create", "--name", "somebody", "--scope", scope, "--json", "--state-dir", state];
+    let output = m40llm(&arguments).output().expect("the binary starts");
+    let created: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
+    let text = |field: &str| created[field].as_str().unwrap_or_else(|| panic!("{created}")).to_owned();
+    (text("id"), text("key"))
+}
 
 #[test]
 fn prompts_and_keys_are_in_no_log_no_metric_and_no_span() {
     let (at, bodies) = collector();
-    let flags = ["--log-level", "trace", "--otlp-endpoint", &format!("http://{at}")];
-    let server = Server::start(&flags);
+    let state = tempfile::tempdir().expect("a directory");
+    let ((id, inference), (_, metrics)) = (key(state.path(), "inference"), key(state.path(), "metrics"));
+    let state = state.path().to_str().expect("UTF-8");
+    let collector = format!("http://{at}");
+    let server =
+        Server::start(&["--log-level", "trace", "--otlp-endpoint", &collector, "--state-dir", state]);
     let addr = &*server.addr;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let bearer = |key: &str| format!("authorization: Bearer {key}\r\n");
     let headers = |id: &str, sampled: u8| {
-        format!(
-            "x-request-id: {id}\r\ntraceparent: 00-{trace}-00f067aa0ba902b7-0{sampled}\r\n\
-             authorization: Bearer {KEY}\r\nx-api-key: {KEY}\r\n"
-        )
+        let parent = format!("traceparent: 00-{trace}-00f067aa0ba902b7-0{sampled}");
+        format!("x-request-id: {id}\r\n{parent}\r\n{}x-api-key: {inference}\r\n", bearer(&inference))
     };
     let message = json!([{"role": "user", "content": PROMPT}]);
     let chat = json!({"messages": message, "max_tokens": 4, "user": PROMPT, "stop": [PROMPT]});
@@ -300,34 +315,53 @@ fn prompts_and_keys_are_in_no_log_no_metric_and_no_span() {
     let mut streamed = chat.clone();
     streamed["stream"] = json!(true);
     assert!(ask("/v1/chat/completions", &headers("unwanted", 0), &streamed.to_string()).contains("[DONE]"));
-    assert!(ask("/generate", "", &json!({"prompt": PROMPT, "max_tokens": 2}).to_string()).contains("200 OK"));
-    assert!(ask("/tokenize", "", &json!({"content": PROMPT}).to_string()).contains("200 OK"));
+    let good = bearer(&inference);
+    let native = json!({"prompt": PROMPT, "max_tokens": 2}).to_string();
+    assert!(ask("/generate", &good, &native).contains("200 OK"));
+    assert!(ask("/tokenize", &good, &json!({"content": PROMPT}).to_string()).contains("200 OK"));
     let late = json!({"prompt": PROMPT.repeat(2000), "max_tokens": 2}).to_string();
-    assert!(ask("/v1/completions", "", &late).contains("context_length_exceeded"));
+    assert!(ask("/v1/completions", &good, &late).contains("context_length_exceeded"));
     let no_json = format!("{{\"prompt\": \"{PROMPT}");
-    assert!(ask("/v1/completions", "", &no_json).contains("not valid JSON"));
-    // Keys where they do not belong.
-    ask(&format!("/v1/completions?api_key={KEY}"), &format!("x-request-id: {KEY}\r\n"), "{}");
-    ask("/v1/completions", &format!("cookie: key={KEY}\r\n"), &json!({"prompt": 5, "key": KEY}).to_string());
-    let metrics = self::ask(addr, "GET", "/metrics", "", "");
-    assert!(!answers.contains(KEY), "a key came back:\n{answers}");
-    assert!(!metrics.contains(PROMPT) && !metrics.contains(KEY), "{metrics}");
+    assert!(ask("/v1/completions", &good, &no_json).contains("not valid JSON"));
+    // Keys that are none, and keys where they do not belong.
+    assert!(ask("/generate", &bearer(FOREIGN), &native).contains("401 Unauthorized"));
+    assert!(ask("/metrics", &good, "").contains("403 Forbidden"));
+    let query = format!("/v1/completions?api_key={inference}");
+    assert!(ask(&query, &format!("x-request-id: {inference}\r\n"), "{}").contains("401 Unauthorized"));
+    ask("/v1/completions", &format!("cookie: key={inference}\r\n"), &native);
+    ask("/v1/completions", &good, &json!({"prompt": 5, "key": inference}).to_string());
+    let metrics = self::ask(addr, "GET", "/metrics", &bearer(&metrics), "");
+    for sample in [
+        "m40llm_refused_total{reason=\"invalid_key\"} 1",
+        "m40llm_refused_total{reason=\"missing_key\"} 2",
+        "m40llm_refused_total{reason=\"insufficient_scope\"} 1",
+    ] {
+        assert!(metrics.contains(sample), "{sample}:\n{metrics}");
+    }
+    let signature = inference.rsplit('.').next().expect("a signature");
+    let secrets = ["sk-m40-eyJ", "c3dvcmRmaXNo", signature];
+    assert!(!secrets.iter().any(|secret| answers.contains(secret)), "a key came back:\n{answers}");
+    let said = |where_: &str, text: &str| {
+        for part in secrets.iter().chain(&[PROMPT]) {
+            assert!(!text.contains(part), "{part} is in {where_}:\n{text}");
+        }
+    };
+    said("the metrics", &metrics);
 
     let log = server.end().join("\n");
-    for part in ["zebracorn", "sk-m40-", "swordfish", "c3dvcmRmaXNo"] {
-        assert!(!log.contains(part), "{part} was logged:\n{log}");
-    }
-    // It did log at that level, and the engine's lines carry the request's id.
-    assert!(log.contains("TRACE") || log.contains("DEBUG"), "{log}");
-    assert!(log.contains("request{id=\"wanted\"}"), "{log}");
-    assert!(log.contains(&format!("trace_id=\"{trace}\"")), "{log}");
+    said("the log", &log);
+    // It did log at that level, and lines within a request carry its id.
+    assert!(log.contains("DEBUG") && log.contains("request{id=\"wanted\"}"), "{log}");
+    let line = log.lines().find(|line| line.contains(": request id=\"wanted\"")).expect("its line");
+    assert!(
+        line.contains(&format!("key=\"{id}\"")) && line.contains(&format!("trace_id=\"{trace}\"")),
+        "{line}"
+    );
 
     // The end has sent the last spans.
     let bodies = bodies.lock().expect("no panic");
     let text = Value::from(bodies.clone()).to_string();
-    for part in ["zebracorn", "sk-m40-", "swordfish", "c3dvcmRmaXNo"] {
-        assert!(!text.contains(part), "{part} is in a span:\n{text}");
-    }
+    said("a span", &text);
     let resource = &bodies[0]["resourceSpans"][0]["resource"];
     assert_eq!(attribute(resource, "service.name"), Some("m40llm"));
     let spans =
@@ -339,6 +373,7 @@ fn prompts_and_keys_are_in_no_log_no_metric_and_no_span() {
     assert_eq!(wanted["traceId"], trace);
     assert_eq!(wanted["parentSpanId"], "00f067aa0ba902b7");
     assert_eq!(wanted["name"], "POST /v1/chat/completions");
+    assert_eq!(attribute(wanted, "m40llm.key_id"), Some(&*id));
     assert_eq!(attribute(wanted, "http.response.status_code"), Some("200"));
     assert_eq!(attribute(wanted, "gen_ai.usage.output_tokens"), Some("4"));
     let time = |span: &Value, key: &str| span[key].as_str().unwrap().parse::<u64>().unwrap();
