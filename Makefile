@@ -22,7 +22,7 @@ CUDA ?= $(shell scripts/has-cuda-driver.sh && echo 1 || echo 0)
 RUN_FEATURES = $(if $(filter 1,$(CUDA)),$(FEATURES))
 
 .PHONY: help run test test-rust test-clients debug-binary test-full test-ui test-gpu sanitize-gpu lint audit openapi header \
-	bench bench-peer cuda-toolchain cuda-if-wanted sass-report
+	bench bench-gateway bench-peer cuda-toolchain cuda-if-wanted sass-report
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 14
@@ -87,6 +87,9 @@ header: ## Regenerate engine/include/m40llm.h from engine/src/ffi
 bench: cuda-if-wanted ## Prompt and decode speed on this machine (MODEL=, ARGS=)
 	@model=$(call fetched,$(MODEL)); \
 	exec cargo run --quiet --release -p m40llm $(RUN_FEATURES) -- bench "$$model" $(ARGS)
+
+bench-gateway: ## What the gateway adds to a token, with a token source in the engine's place (ARGS=--json, --check)
+	cargo bench --quiet -p m40llm --bench gateway -- $(ARGS)
 
 bench-peer: ## The same figures beside llama.cpp's
 	cargo build --release -p m40llm

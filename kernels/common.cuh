@@ -37,13 +37,12 @@ __device__ __forceinline__ int permuted(int column, int columns) {
 enum Mode {
     STORE = 0,     // out = result + bias (if any)
     ADD = 1,       // out += result: the residual stream
-    GATED = 2,     // small batches: matrices 0 and 1 are gate and up; out[0] = silu(gate) * up
-    SILU_MUL = 3,  // large batches: out holds the gate's result; out = silu(out) * result
+    GATED = 2,     // up to 32 tokens: matrices 0 and 1 are gate and up; out[0] = silu(gate) * up
+    SILU_MUL = 3,  // out holds the gate's result; out = silu(out) * result
 };
 
 // Up to three products of one input: q, k, v, or gate and up, or one alone. All matrices of a launch have one type.
-// x: [tokens][columns], out[m]: [tokens][rows[m]]. STORE writes natural order (q, k, v, logits), ADD and GATED write
-// the order that `out_permuted` says.
+// x: [tokens][columns], out[m]: [tokens][rows[m]].
 struct Product {
     const u8* weight[3];  // repacked
     float* out[3];
@@ -53,12 +52,19 @@ struct Product {
     int columns;
     int tokens;
     int mode;          // enum Mode
-    int out_permuted;  // order of out for ADD, GATED, SILU_MUL
+    int out_permuted;  // order of out
     float epsilon;     // of the RMSNorm
     const float* x;    // order: permuted for small batches, else natural
     const float* norm;  // small batches: RMSNorm weights [columns] in permuted order, fused into reading x; else null
     float* partial;     // workspace for split-K (skinny, gemm); size: what the launcher computes
     u32* counters;      // zeroed once at start; kernels leave them zero
+    // 9 to 32 tokens: RMSNorm in two parts. ADD with `next`, the norm's weights [rows[0]], also leaves hidden = out * next,
+    // and in squares[stripe][token] the sum of out² over the rows of each stripe. What then reads hidden as its x divides by
+    // the root of their mean: `parts` is the number of stripes, else 0.
+    const float* next;
+    float* hidden;
+    float* squares;
+    int parts;
 };
 
 __device__ __forceinline__ float silu(float x) { return x / (1.0f + __expf(-x)); }

@@ -1,4 +1,4 @@
-// Batch 1: products of repacked matrices and one vector, y = W x, all modes of struct Product but SILU_MUL.
+// Batch 1: products of repacked matrices and one vector, y = W x, all modes of struct Product.
 //
 //   gemv_<type>(Product p)      p.tokens = 1; p.x and p.norm permuted
 //
@@ -222,14 +222,14 @@ __device__ __forceinline__ void finish(const Product& p, const Geometry& g, cons
         int rows = m == 0 ? p.rows[0] : m == 1 ? p.rows[1] : p.rows[2];
         if (row >= rows) continue;
         float* out = m == 0 ? p.out[0] : m == 1 ? p.out[1] : p.out[2];
+        int to = p.out_permuted ? permuted(row, rows) : row;
         if (p.mode == STORE) {
             const float* bias = m == 0 ? p.bias[0] : m == 1 ? p.bias[1] : p.bias[2];
-            out[row] = bias ? sum + bias[row] : sum;
-            continue;
-        }
-        int to = p.out_permuted ? permuted(row, rows) : row;
-        if (p.mode == ADD) {
+            out[to] = bias ? sum + bias[row] : sum;
+        } else if (p.mode == ADD) {
             out[to] += sum;
+        } else if (p.mode == SILU_MUL) {
+            out[to] = silu(out[to]) * sum;
         } else {
             out[to] = silu(sum) * (up * factor);
         }

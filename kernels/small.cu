@@ -1,7 +1,7 @@
 // Products of 2 to 8 tokens: a step of batched decode. Activations in permuted order, RMSNorm fused into reading them.
 //
 //   small_<type>_b<B>(const Product p), B = 2, 4, 8: up to B tokens; types f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q4_k q5_k q6_k
-//       modes STORE (+ bias), ADD, GATED (matrices 0 and 1, of equal rows); up to 3 matrices.
+//       modes STORE (+ bias), ADD, SILU_MUL, GATED (matrices 0 and 1, of equal rows); up to 3 matrices.
 //
 // Launch: 256 threads, no dynamic shared memory. Any grid is right; SMs is fast, as one block of b4 or b8 is resident and two
 // of b2 are (2 * SMs). At two blocks, and so 128 registers, ptxas spills sums and gives up assigning registers to banks.

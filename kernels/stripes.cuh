@@ -158,10 +158,12 @@ struct Stripes {
     static constexpr int STAGED = (TOKENS + WARPS - 1) / WARPS;  // float4 that a thread stages of half a chunk
     // Registers are short beside 8 tokens and more: then weights wait in one buffer, and the loop's body is half a chunk.
     static constexpr bool TIGHT = OWN >= 8;
+    // Of two types a whole chunk still fits at 8 tokens, which spares what is done once a chunk a second look.
+    static constexpr bool ROLLED = TIGHT && !(OWN == 8 && (TYPE == Q5_0 || TYPE == Q5_K));
     static constexpr int PARTS = Weights<TYPE>::PARTS;
-    static constexpr int BUFFERS = TIGHT || PARTS == 1 ? 1 : 2;
+    static constexpr int BUFFERS = PARTS == 4 && OWN == 12 ? 2 : TIGHT || PARTS == 1 || (PARTS == 2 && OWN <= 2) ? 1 : 2;
     // A whole group is loaded while another is worked on, where that does not spill.
-    static constexpr bool AHEAD = PARTS == 1 && OWN <= 4 && !(TYPE == Q4_K && OWN <= 2);
+    static constexpr bool AHEAD = PARTS == 1 && (OWN <= 4 || (OWN == 16 && (TYPE == Q4_0 || TYPE == Q4_1)));
     static constexpr int SLOT = TOKENS * ROWS + TOKENS;  // floats of a partial result: sums, sums of squares
 
     union Shared {
@@ -294,23 +296,24 @@ struct Stripes {
             float w[TILE_ROWS][4];
             int part = PARTS == 1 ? 0 : PARTS == 2 ? half : half * 2 + quad / 2;
             Weights<TYPE>& own = weights[BUFFERS == 1 ? 0 : part % BUFFERS];
-            own.quad(factors, ((TIGHT ? 0 : half) * HALF_QUADS + quad) * 4, w);
+            own.quad(factors, ((ROLLED ? 0 : half) * HALF_QUADS + quad) * 4, w);
             bool done = PARTS == 1 ? half == 1 && quad == 3 : PARTS == 2 ? quad == 3 : quad % 2 == 1;
             if (done && AHEAD) own = coming;
             else if (done) load(own, tile, part + BUFFERS < PARTS ? chunk : next, (part + BUFFERS) % PARTS);
-            else if (PARTS == 1 && TIGHT && quad == 3) own.advance();
+            else if (PARTS == 1 && ROLLED && quad == 3) own.advance();
             if (TIGHT && half == 1 && quad == 3) load_scales(tile, next);
 #pragma unroll
             for (int t = 0; t < OWN; t++) {
                 float4 v = x[t * HALF_STRIDE + quad * QUAD_STRIDE];
+                const float column[4] = {v.x, v.y, v.z, v.w};
+                // Rows forwards and backwards in turn: with few tokens ptxas then finds banks for nearly all operands.
 #pragma unroll
-                for (int r = 0; r < TILE_ROWS; r++) sum[t][r] = fmaf(w[r][0], v.x, sum[t][r]);
+                for (int c = 0; c < 4; c++)
 #pragma unroll
-                for (int r = 0; r < TILE_ROWS; r++) sum[t][r] = fmaf(w[r][1], v.y, sum[t][r]);
-#pragma unroll
-                for (int r = 0; r < TILE_ROWS; r++) sum[t][r] = fmaf(w[r][2], v.z, sum[t][r]);
-#pragma unroll
-                for (int r = 0; r < TILE_ROWS; r++) sum[t][r] = fmaf(w[r][3], v.w, sum[t][r]);
+                    for (int i = 0; i < TILE_ROWS; i++) {
+                        int r = PERMUTED && (c + t) % 2 ? TILE_ROWS - 1 - i : i;
+                        sum[t][r] = fmaf(w[r][c], column[c], sum[t][r]);
+                    }
             }
             if (quad % SPAN == SPAN - 1 && quad / SPAN < STAGED) stage(quad / SPAN, half ^ 1, staging);
         }
@@ -334,7 +337,7 @@ struct Stripes {
         for (int i = 0; i < STAGED; i++) stage(i, 0, fetch(i, first, 0, true));
         __syncthreads();
         for (int chunk = first; chunk < last; chunk++)
-#pragma unroll(TIGHT ? 1 : 2)
+#pragma unroll(ROLLED ? 1 : 2)
             for (int half = 0; half < 2; half++) half_chunk(tile, chunk, half, last);
     }
 
@@ -420,20 +423,52 @@ struct Stripes {
         return true;
     }
 
+    // Σ x² of each token, from the parts that the product before left.
+    __device__ __forceinline__ void add_squares() {
+        for (int token = warp(); token < p.tokens; token += WARPS) {
+            float total = 0.0f;
+            for (int i = lane(); i < p.parts; i += 32) total += p.squares[i * p.tokens + token];
+            total = warp_sum(total);
+            if (lane() == 0) shared.result.squares[token] = total;
+        }
+        __syncthreads();
+    }
+
+    // Σ out² of each token over the stripe's rows; `tile` holds out.
+    __device__ __forceinline__ void leave_squares(int stripe) {
+        __syncthreads();
+        for (int token = warp(); token < p.tokens; token += WARPS) {
+            float total = 0.0f;
+            for (int row = lane(); row < ROWS; row += 32) {
+                float v = shared.result.tile[token][row];
+                total += v * v;
+            }
+            total = warp_sum(total);
+            if (lane() == 0) p.squares[stripe * p.tokens + token] = total;
+        }
+    }
+
     __device__ __forceinline__ void emit(int stripe) {
+        if (!PERMUTED && p.parts > 0) add_squares();
         int start, m = locate(stripe, start), rows = pick(p.rows, m), width = stripe_rows();
         float* out = pick(p.out, m);
         const float* bias = pick(p.bias, m);
         for (int i = threadIdx.x; i < p.tokens * width; i += THREADS) {
             int token = i / width, row = start + i % width;
+            if (!PERMUTED && row >= rows) shared.result.tile[token][i % width] = 0.0f;
             if (row >= rows) continue;
-            float scale = PERMUTED && p.norm ? 1.0f / sqrtf(shared.result.squares[token] / p.columns + p.epsilon) : 1.0f;
+            float scale = (PERMUTED ? p.norm != nullptr : p.parts > 0) ? 1.0f / sqrtf(shared.result.squares[token] / p.columns + p.epsilon) : 1.0f;
             float v = shared.result.tile[token][i % width] * scale;
-            float* to = out + token * rows + (p.mode != STORE && p.out_permuted ? permuted(row, rows) : row);
+            float* to = out + token * rows + (p.out_permuted ? permuted(row, rows) : row);
             if (p.mode == STORE) *to = bias ? v + bias[row] : v;
-            else if (p.mode == ADD) *to += v;
+            else if (!PERMUTED && p.mode == ADD && p.next) {
+                *to = v += *to;
+                shared.result.tile[token][i % width] = v;
+                p.hidden[token * rows + row] = v * p.next[row];
+            } else if (p.mode == ADD) *to += v;
             else if (p.mode == GATED) *to = silu(v) * (shared.result.tile[token][i % width + width] * scale);
             else *to = silu(*to) * v;
         }
+        if (!PERMUTED && p.mode == ADD && p.next) leave_squares(stripe);
     }
 };

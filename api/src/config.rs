@@ -528,17 +528,19 @@ pub(crate) fn one_line(message: &str) -> String {
 mod tests {
     use super::*;
 
+    /// A home is there unless `env` says otherwise.
     fn layers(env: &'static [(&'static str, &'static str)], toml: &str) -> Result<Layers, ConfigError> {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("m40llm.toml");
         std::fs::write(&path, toml).expect("a file");
         Layers::read_with(
             Some(&path),
-            Box::new(move |name| env.iter().find(|(k, _)| *k == name).map(|(_, v)| v.into())),
+            Box::new(move |name| {
+                let set = env.iter().find(|(k, _)| *k == name).map(|(_, v)| v.into());
+                set.or_else(|| (name == "HOME").then(|| "/home/u".into()))
+            }),
         )
     }
-
-    const HOME: (&str, &str) = ("HOME", "/home/u");
 
     fn serve(
         args: ServeArgs,
@@ -571,7 +573,7 @@ mod tests {
 
     #[test]
     fn nothing_said_is_the_contracts_defaults() {
-        let config = serve(ServeArgs::default(), &[HOME], "").expect("a configuration");
+        let config = serve(ServeArgs::default(), &[], "").expect("a configuration");
         assert_eq!(config.addr.to_string(), "127.0.0.1:58439");
         assert_eq!(config.model.engine.max_queue, 256);
         assert_eq!(config.model.engine.kv_type, KvType::F16);
@@ -598,17 +600,17 @@ mod tests {
             let config = serve(ServeArgs::default(), env, TOML).expect("a configuration");
             config.otlp_endpoint.expect("an endpoint").authority
         };
-        assert_eq!(chosen(&[HOME]), "file:1");
-        assert_eq!(chosen(&[HOME, USUAL]), "usual:1");
-        assert_eq!(chosen(&[HOME, USUAL, ("M40LLM_OTLP_ENDPOINT", "http://ours:1")]), "ours:1");
-        let error = serve(ServeArgs::default(), &[HOME, ("OTEL_EXPORTER_OTLP_ENDPOINT", "grpc://a:1")], "");
+        assert_eq!(chosen(&[]), "file:1");
+        assert_eq!(chosen(&[USUAL]), "usual:1");
+        assert_eq!(chosen(&[USUAL, ("M40LLM_OTLP_ENDPOINT", "http://ours:1")]), "ours:1");
+        let error = serve(ServeArgs::default(), &[("OTEL_EXPORTER_OTLP_ENDPOINT", "grpc://a:1")], "");
         assert!(error.expect_err("grpc").0.contains("OTEL_EXPORTER_OTLP_ENDPOINT is \"grpc://a:1\""));
     }
 
     #[test]
     fn a_flag_set_to_false_overrides_the_layers_below() {
         let args = ServeArgs { no_auth: Some(false), ..Default::default() };
-        let env = &[HOME, ("M40LLM_NO_AUTH", "1")];
+        let env = &[("M40LLM_NO_AUTH", "1")];
         assert!(serve(args, env, "no-auth = true").expect("a configuration").vault.is_some());
     }
 
@@ -638,7 +640,7 @@ mod tests {
                 "--backend cuda --device 0 --require-sm52",
             ),
         ] {
-            let model = serve(ServeArgs::default(), &[HOME], toml).expect(toml).model;
+            let model = serve(ServeArgs::default(), &[], toml).expect(toml).model;
             assert_eq!((model.engine.backend, model.asked_device.as_str()), (choice, asked), "{toml}");
         }
         for toml in ["backend = \"cpu\"\ndevice = 0", "backend = \"cpu\"\nrequire-sm52 = true"] {
@@ -651,28 +653,28 @@ mod tests {
     fn the_state_directory_follows_xdg() {
         const XDG: (&str, &str) = ("XDG_STATE_HOME", "/x");
         let dir = |env, toml| serve(ServeArgs::default(), env, toml).map(|c| c.vault.expect("keys").dir);
-        assert_eq!(dir(&[HOME, XDG], ""), Ok("/x/m40llm".into()));
-        assert_eq!(dir(&[HOME, ("XDG_STATE_HOME", "x")], ""), Ok("/home/u/.local/state/m40llm".into()));
-        assert_eq!(dir(&[HOME, XDG], "state-dir = \"/file\""), Ok("/file".into()));
+        assert_eq!(dir(&[XDG], ""), Ok("/x/m40llm".into()));
+        assert_eq!(dir(&[("XDG_STATE_HOME", "x")], ""), Ok("/home/u/.local/state/m40llm".into()));
+        assert_eq!(dir(&[XDG], "state-dir = \"/file\""), Ok("/file".into()));
         assert_eq!(dir(&[("M40LLM_STATE_DIR", "/env")], "state-dir = \"/file\""), Ok("/env".into()));
-        assert!(dir(&[], "").expect_err("nowhere").0.contains("--state-dir"));
+        assert!(dir(&[("HOME", "")], "").expect_err("nowhere").0.contains("--state-dir"));
     }
 
     #[test]
     fn a_bad_signing_secret_is_refused_and_not_shown() {
         const LONG: (&str, &str) = ("M40LLM_SIGNING_SECRET", "0123456789abcdef0123456789abcdef");
-        let error = serve(ServeArgs::default(), &[HOME, ("M40LLM_SIGNING_SECRET", "hunter2")], "")
-            .expect_err("short");
+        let error =
+            serve(ServeArgs::default(), &[("M40LLM_SIGNING_SECRET", "hunter2")], "").expect_err("short");
         assert!(error.0.contains("M40LLM_SIGNING_SECRET") && error.0.contains("32"), "{error}");
         assert!(!error.0.contains("hunter2"), "{error}");
-        let config = serve(ServeArgs::default(), &[HOME, LONG], "").expect("a configuration");
+        let config = serve(ServeArgs::default(), &[LONG], "").expect("a configuration");
         assert!(!format!("{config:?}").contains("0123456789abcdef"));
     }
 
     #[test]
     fn certificate_and_key_come_together() {
         let both = "tls-cert = \"c.pem\"\ntls-key = \"k.pem\"";
-        let tls = serve(ServeArgs::default(), &[HOME], both).expect("a configuration").tls;
+        let tls = serve(ServeArgs::default(), &[], both).expect("a configuration").tls;
         assert_eq!(tls, Some(("c.pem".into(), "k.pem".into())));
         for (given, missing) in [("tls-cert", "tls-key is not"), ("tls-key", "tls-cert is not")] {
             let toml = format!("{given} = \"x.pem\"");

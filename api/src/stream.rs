@@ -2,7 +2,10 @@
 
 use std::{
     convert::Infallible,
+    future::poll_fn,
+    pin::{Pin, pin},
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -17,6 +20,7 @@ use m40llm_engine::{
     EngineError, Event, FinishReason, GenerateRequest, Generation, SubmitError, Timings, TokenOut,
 };
 use serde::Serialize;
+use tokio::time::Sleep;
 use tokio_stream::{StreamExt as _, StreamMap};
 
 use crate::{
@@ -252,47 +256,76 @@ pub enum Framing {
 #[derive(Debug)]
 pub struct Frames {
     framing: Framing,
-    buffer: String,
+    buffer: Vec<u8>,
+    /// What was last taken was so long, and so will be what comes.
+    usual: usize,
 }
 
 impl Frames {
     /// Nothing yet.
     pub fn new(framing: Framing) -> Self {
-        Self { framing, buffer: String::new() }
+        Self { framing, buffer: Vec::new(), usual: 0 }
     }
 
     /// Adds an object.
     pub fn push(&mut self, object: &impl Serialize) {
-        // Only maps with keys that are no strings fail, and the wire types have none.
-        let json = serde_json::to_string(object).unwrap_or_else(|_| "null".to_owned());
-        self.raw(&escape(json));
+        self.framed(|buffer| {
+            let start = buffer.len();
+            // Only maps with keys that are no strings fail, and the wire types have none.
+            if serde_json::to_writer(&mut *buffer, object).is_err() {
+                buffer.truncate(start);
+                buffer.extend_from_slice(b"null");
+            }
+            escape(buffer, start);
+        });
     }
 
     /// Adds text that holds no line break.
     pub fn raw(&mut self, line: &str) {
-        match self.framing {
-            Framing::Sse => self.buffer.extend(["data: ", line, "\n\n"]),
-            Framing::Ndjson => self.buffer.extend([line, "\n"]),
+        self.framed(|buffer| buffer.extend_from_slice(line.as_bytes()));
+    }
+
+    fn framed(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        let (before, after): (&[u8], &[u8]) = match self.framing {
+            Framing::Sse => (b"data: ", b"\n\n"),
+            Framing::Ndjson => (b"", b"\n"),
+        };
+        if self.buffer.is_empty() {
+            self.buffer.reserve(self.usual);
         }
+        self.buffer.extend_from_slice(before);
+        write(&mut self.buffer);
+        self.buffer.extend_from_slice(after);
     }
 
     /// Adds a line that SSE clients pass over.
     pub fn comment(&mut self, text: &str) {
-        self.buffer.extend([": ", text, "\n\n"]);
+        for part in [": ", text, "\n\n"] {
+            self.buffer.extend_from_slice(part.as_bytes());
+        }
     }
 
     /// Takes what there is.
-    pub fn take(&mut self) -> String {
-        std::mem::take(&mut self.buffer)
+    pub fn take(&mut self) -> Bytes {
+        // A little more, as numbers grow.
+        self.usual = self.buffer.len() + 16;
+        std::mem::take(&mut self.buffer).into()
     }
 }
 
-/// Escapes what some clients take for line breaks. In JSON these characters only occur in strings.
-fn escape(json: String) -> String {
-    if json.contains(['\u{85}', '\u{2028}', '\u{2029}']) {
-        json.replace('\u{85}', "\\u0085").replace('\u{2028}', "\\u2028").replace('\u{2029}', "\\u2029")
-    } else {
-        json
+/// Escapes what some clients take for line breaks, from `start` on. In JSON these characters only occur in
+/// strings.
+fn escape(json: &mut Vec<u8>, start: usize) {
+    let new = &json[start..];
+    if new.is_ascii() {
+        return;
+    }
+    let text = String::from_utf8_lossy(new);
+    if text.contains(['\u{85}', '\u{2028}', '\u{2029}']) {
+        let escaped =
+            text.replace('\u{85}', "\\u0085").replace('\u{2028}', "\\u2028").replace('\u{2029}', "\\u2029");
+        json.truncate(start);
+        json.extend_from_slice(escaped.as_bytes());
     }
 }
 
@@ -326,12 +359,14 @@ pub(crate) async fn respond(
     };
     let mut frames = Frames::new(framing);
     wire.keep_alive(&mut frames);
-    let filler = Filler(frames.take());
+    let filler = Filler(String::from_utf8_lossy(&frames.take()).into_owned());
     wire.open(&mut frames);
     if let Some((i, event)) = first {
         wire.event(i, event, &mut frames);
     }
-    let running = Running { sequences, wire, frames, pause };
+    let now = tokio::time::Instant::now();
+    let quiet = Box::pin(tokio::time::sleep_until(now + pause));
+    let running = Running { sequences, wire, frames, pause, last: now, quiet };
     let body = Body::from_stream(stream::unfold(Some(running), |running| async move {
         let (bytes, rest) = running?.step().await;
         Some((Ok::<_, Infallible>(bytes), rest))
@@ -353,32 +388,83 @@ struct Running<W> {
     sequences: Sequences,
     wire: W,
     frames: Frames,
+    /// How long the stream may be silent.
     pause: Duration,
+    /// When something last came.
+    last: tokio::time::Instant,
+    /// Ends no later than the pause. It is set anew when it ends, not with every token: thousands of tokens
+    /// a second would have all threads wait for the timers.
+    quiet: Pin<Box<Sleep>>,
 }
 
+/// What follows in a stream.
+type Next = Option<(usize, Event)>;
+
+/// So much goes out in one piece, and what has come in the meantime with the next.
+const PIECE: usize = 16 << 10;
+
 impl<W: Wire> Running<W> {
-    /// The next bytes, and the stream unless it has ended.
+    /// The next bytes, and the stream unless it has ended. Waits for one event; those that are there by then
+    /// go along.
     async fn step(mut self) -> (Bytes, Option<Self>) {
-        let frames = &mut self.frames;
         let mut more = true;
-        while more && frames.buffer.is_empty() {
-            match tokio::time::timeout(self.pause, self.sequences.next()).await {
-                Err(_) => self.wire.keep_alive(frames),
-                Ok(Some((_, Event::Failed(error)))) => {
-                    frames.push(&ApiError::from(error).body());
-                    more = false;
-                }
-                Ok(Some((i, event))) => self.wire.event(i, event, frames),
-                Ok(None) => {
+        while more && self.frames.buffer.len() < PIECE {
+            let is_first = self.frames.buffer.is_empty();
+            let next = if is_first { self.wait().await } else { self.ready().await };
+            match next {
+                None if is_first => self.wire.keep_alive(&mut self.frames),
+                None => break,
+                // The end waits until its account is settled; the tokens do not.
+                Some(None) if !is_first => break,
+                Some(None) => {
                     match self.sequences.ticket.finish().await {
-                        Ok(()) => self.wire.close(self.sequences.usage, frames),
-                        Err(error) => frames.push(&error.body()),
+                        Ok(()) => self.wire.close(self.sequences.usage, &mut self.frames),
+                        Err(error) => self.frames.push(&error.body()),
                     }
                     more = false;
                 }
+                Some(Some((_, Event::Failed(error)))) => {
+                    self.frames.push(&ApiError::from(error).body());
+                    more = false;
+                }
+                Some(Some((i, event))) => self.wire.event(i, event, &mut self.frames),
             }
         }
-        (Bytes::from(self.frames.take()), more.then_some(self))
+        (self.frames.take(), more.then_some(self))
+    }
+
+    /// What comes next; `None` after a pause in which nothing came.
+    async fn wait(&mut self) -> Option<Next> {
+        loop {
+            tokio::select! {
+                biased;
+                next = self.sequences.next() => {
+                    self.last = tokio::time::Instant::now();
+                    return Some(next);
+                }
+                () = &mut self.quiet => {
+                    let now = tokio::time::Instant::now();
+                    let is_silent = now >= self.last + self.pause;
+                    if is_silent {
+                        self.last = now;
+                    }
+                    self.quiet.as_mut().reset(self.last + self.pause);
+                    if is_silent {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// What comes next, if it is there.
+    async fn ready(&mut self) -> Option<Next> {
+        let mut next = pin!(self.sequences.next());
+        poll_fn(|cx| match next.as_mut().poll(cx) {
+            Poll::Ready(next) => Poll::Ready(Some(next)),
+            Poll::Pending => Poll::Ready(None),
+        })
+        .await
     }
 }
 
@@ -390,7 +476,7 @@ mod tests {
     fn line_breaks_of_other_worlds_are_escaped() {
         let mut frames = Frames::new(Framing::Sse);
         frames.push(&serde_json::json!({"a": "x\u{85}y\u{2028}z\u{2029}\n"}));
-        let text = frames.take();
+        let text = String::from_utf8(frames.take().into()).unwrap();
         assert_eq!(text, "data: {\"a\":\"x\\u0085y\\u2028z\\u2029\\n\"}\n\n");
         let json: serde_json::Value = serde_json::from_str(text["data: ".len()..].trim_end()).unwrap();
         assert_eq!(json["a"], "x\u{85}y\u{2028}z\u{2029}\n");

@@ -16,6 +16,7 @@ use mio::net::TcpStream;
 
 use crate::{
     client::{connect, is_later, request},
+    server::Server,
     system,
 };
 
@@ -25,31 +26,43 @@ use crate::{
 pub(crate) enum Kind {
     /// Nothing: how far apart two equal runs are
     Nothing,
-    /// 1,000 requests with wrong keys a second, from 16 addresses
+    /// 1,000 requests with wrong keys a second, from 16 addresses, the good callers' own among them
     WrongKeys,
     /// 500 idle connections, 100 senders and 100 readers of 10 bytes a second, 100 half-closed sockets
     Connections,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 3] = [Self::Nothing, Self::WrongKeys, Self::Connections];
 }
 
 /// An attack under way in a process of its own; ended when dropped.
 pub(crate) struct Attack(Child);
 
 impl Attack {
-    pub(crate) fn start(kind: Kind, addr: SocketAddr) -> anyhow::Result<Self> {
-        let kind = if kind == Kind::WrongKeys { "wrong-keys" } else { "connections" };
+    pub(crate) fn start(kind: Kind, server: &Server) -> anyhow::Result<Self> {
+        let name = if kind == Kind::WrongKeys { "wrong-keys" } else { "connections" };
+        // Which secret signs is no secret, and wrong keys that name another are refused unread.
+        let header =
+            server.key().and_then(|key| key.strip_prefix("sk-m40-")).map(jsonwebtoken::decode_header);
+        let kid = header.transpose()?.and_then(|header| header.kid).unwrap_or_default();
         let child = Command::new(std::env::current_exe()?)
-            .args(["attack", "--kind", kind, "--addr", &addr.to_string()])
+            .args(["attack", "--kind", name, "--addr", &server.addr.to_string(), "--kid", &kid])
             .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .spawn()?;
         Ok(Self(child))
     }
 
-    /// Ends it. An error: it could not do what it was to do, and the run counts for nothing.
-    pub(crate) fn end(mut self) -> anyhow::Result<()> {
+    /// Ends it; how often a second it had something refused or closed. An error: it could not do what it was
+    /// to do, and the run counts for nothing.
+    pub(crate) fn end(mut self) -> anyhow::Result<f64> {
         drop(self.0.stdin.take());
+        let mut output = String::new();
+        self.0.stdout.take().map(|mut out| out.read_to_string(&mut output)).transpose()?;
         let status = self.0.wait()?;
         anyhow::ensure!(status.success(), "the attack did not go as it should");
-        Ok(())
+        Ok(output.trim().parse()?)
     }
 }
 
@@ -61,7 +74,7 @@ impl Drop for Attack {
 }
 
 /// Attacks until the standard input ends.
-pub(crate) fn run(kind: Kind, addr: SocketAddr) -> anyhow::Result<()> {
+pub(crate) fn run(kind: Kind, addr: SocketAddr, kid: &str) -> anyhow::Result<()> {
     system::allow_many_files();
     let ended = Arc::new(AtomicBool::new(false));
     let end = Arc::clone(&ended);
@@ -69,11 +82,14 @@ pub(crate) fn run(kind: Kind, addr: SocketAddr) -> anyhow::Result<()> {
         let _ = io::stdin().lock().read_to_end(&mut Vec::new());
         end.store(true, Ordering::Relaxed);
     });
-    match kind {
-        Kind::Nothing => Ok(()),
-        Kind::WrongKeys => wrong_keys(addr, &ended),
-        Kind::Connections => connections(addr, &ended),
-    }
+    let started = Instant::now();
+    let count = match kind {
+        Kind::Nothing => 0,
+        Kind::WrongKeys => wrong_keys(addr, kid, &ended)?,
+        Kind::Connections => connections(addr, &ended)?,
+    };
+    println!("{}", count as f64 / started.elapsed().as_secs_f64());
+    Ok(())
 }
 
 /// Calls `step` with 0, 1, 2 … at times that lie `period` apart, whatever each takes, until the end.
@@ -96,53 +112,72 @@ fn every(
 
 const ADDRESSES: usize = 16;
 
-/// A thousand a second, on connections that are kept as long as the server keeps them.
-fn wrong_keys(addr: SocketAddr, ended: &AtomicBool) -> anyhow::Result<()> {
-    // Signed by somebody else, and otherwise as a key should be.
-    let keys: Vec<Vec<u8>> = (0..1000).map(|n| request(Some(&wrong_key(n)), 16)).collect();
-    let mut open: Vec<Option<TcpStream>> = (0..4 * ADDRESSES).map(|_| None).collect();
-    let (mut refused, mut buffer) = (0_usize, [0; 4096]);
-    let mut sent = 0;
-    every(Duration::from_millis(1), ended, |n| {
-        let i = n % open.len();
-        if let Some(stream) = &mut open[i] {
-            match stream.read(&mut buffer) {
-                Ok(0) => open[i] = None,
-                Ok(length) => {
-                    let text = &buffer[..length];
-                    if !(text.starts_with(b"HTTP/1.1 401") || text.starts_with(b"HTTP/1.1 429")) {
-                        return Err(io::Error::other(String::from_utf8_lossy(text).into_owned()));
-                    }
-                    refused += 1;
-                }
-                Err(error) if is_later(&error) => {}
-                Err(_) => open[i] = None,
-            }
-        }
-        if open[i].is_none() {
-            let from = Ipv4Addr::new(127, 0, 0, 2 + (i % ADDRESSES) as u8);
-            open[i] = Some(connected(connect(addr, from, None)?));
-        }
-        if let Some(stream) = &mut open[i] {
-            match stream.write(&keys[n % keys.len()]) {
-                Ok(_) => sent += 1,
-                Err(_) => open[i] = None,
-            }
-        }
-        Ok(())
-    })?;
-    anyhow::ensure!(refused * 10 >= sent * 8, "{sent} wrong keys were sent, {refused} refused");
-    Ok(())
+/// A connection that brings wrong keys.
+#[derive(Default)]
+struct Guesser {
+    stream: Option<TcpStream>,
+    /// Whether the last key has no answer yet.
+    waits: bool,
 }
 
-fn wrong_key(n: usize) -> String {
+/// A thousand a second, on connections that are kept as long as the server keeps them. How many were refused.
+fn wrong_keys(addr: SocketAddr, kid: &str, ended: &AtomicBool) -> anyhow::Result<usize> {
+    let keys = (0..1000).map(|n| Ok(request(Some(&wrong_key(n, kid)?), 16)));
+    let keys: Vec<Vec<u8>> = keys.collect::<anyhow::Result<_>>()?;
+    let mut guessers: Vec<Guesser> = (0..4 * ADDRESSES).map(|_| Guesser::default()).collect();
+    let mut refused = 0;
+    every(Duration::from_millis(1), ended, |n| {
+        let i = n % guessers.len();
+        let from = Ipv4Addr::new(127, 0, 0, 1 + (i % ADDRESSES) as u8);
+        refused += usize::from(guessers[i].hear()?);
+        guessers[i].guess(addr, from, &keys[n % keys.len()])
+    })?;
+    Ok(refused)
+}
+
+impl Guesser {
+    /// Whether a key was refused since the last time.
+    fn hear(&mut self) -> io::Result<bool> {
+        let mut buffer = [0; 4096];
+        match self.stream.as_mut().map(|stream| stream.read(&mut buffer)) {
+            Some(Ok(n @ 1..)) => {
+                let text = String::from_utf8_lossy(&buffer[..n]);
+                if !(text.starts_with("HTTP/1.1 401") || text.starts_with("HTTP/1.1 429")) {
+                    return Err(io::Error::other(text.into_owned()));
+                }
+                if text.contains("connection: close") {
+                    self.stream = None;
+                }
+                return Ok(std::mem::take(&mut self.waits));
+            }
+            Some(Err(error)) if is_later(&error) => {}
+            // Closed by the server.
+            _ => self.stream = None,
+        }
+        Ok(false)
+    }
+
+    /// Tries a key, unless the last one has no answer yet.
+    fn guess(&mut self, addr: SocketAddr, from: Ipv4Addr, request: &[u8]) -> io::Result<()> {
+        if self.stream.is_none() {
+            *self = Self { stream: Some(connected(connect(addr, from, None)?)), waits: false };
+        }
+        if let Some(stream) = self.stream.as_mut().filter(|_| !self.waits) {
+            // A connection that the server is closing is seen to be closed when it is heard.
+            self.waits = stream.write_all(request).is_ok();
+        }
+        Ok(())
+    }
+}
+
+/// Signed by somebody else, and otherwise as a key should be.
+fn wrong_key(n: usize, kid: &str) -> anyhow::Result<String> {
     let claims = serde_json::json!({
-        "jti": format!("{n:032x}"), "sub": "stranger", "scope": "inference",
-        "iat": 1_700_000_000, "exp": 4_000_000_000_u64,
+        "jti": format!("key_{n:024x}"), "sub": "stranger", "scope": "inference", "iat": 1_700_000_000,
     });
     let secret = jsonwebtoken::EncodingKey::from_secret(b"of somebody else, and long enough for it");
-    let token = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &secret);
-    format!("sk-m40-{}", token.unwrap_or_default())
+    let header = jsonwebtoken::Header { kid: Some(kid.into()), ..jsonwebtoken::Header::default() };
+    Ok(format!("sk-m40-{}", jsonwebtoken::encode(&header, &claims, &secret)?))
 }
 
 /// Waits for a connection to be there, which on loopback takes as long as the server's queue is full.
@@ -180,36 +215,55 @@ const BURDENS: [(usize, Burden); 6] = [
     (40, Burden::HalfClosedEmpty),
 ];
 
-/// Keeps all of them there, opening anew what the server closes.
-fn connections(addr: SocketAddr, ended: &AtomicBool) -> anyhow::Result<()> {
-    let mut all: Vec<(Burden, Option<TcpStream>)> =
-        BURDENS.iter().flat_map(|&(count, burden)| (0..count).map(move |_| (burden, None))).collect();
+/// How long a burden stays away when the server has closed its connection: so many requests in their place
+/// would be ordinary load.
+const AWAY: Duration = Duration::from_secs(5);
+
+/// Keeps all of them there, opening anew, after a while, what the server closes. How often it did.
+fn connections(addr: SocketAddr, ended: &AtomicBool) -> anyhow::Result<usize> {
+    struct Place {
+        burden: Burden,
+        stream: Option<TcpStream>,
+        opens: Instant,
+    }
+    let place = |burden| Place { burden, stream: None, opens: Instant::now() };
+    let mut all: Vec<Place> = BURDENS
+        .iter()
+        .flat_map(|&(count, burden)| std::iter::repeat_with(move || place(burden)).take(count))
+        .collect();
+    let mut closed = 0;
     // Each has its turn every 100 ms.
     every(Duration::from_millis(10), ended, |n| {
-        for (burden, stream) in all.iter_mut().skip(n % 10).step_by(10) {
-            let held = stream.as_mut().is_some_and(|open| burden.hold(open, n / 10));
-            if !held {
-                *stream = Some(burden.open(addr)?);
+        for Place { burden, stream, opens } in all.iter_mut().skip(n % 10).step_by(10) {
+            match stream {
+                Some(open) => {
+                    if !burden.hold(open, n / 10) {
+                        (*stream, *opens) = (None, Instant::now() + AWAY);
+                        closed += 1;
+                    }
+                }
+                None if Instant::now() >= *opens => *stream = Some(burden.open(addr)?),
+                None => {}
             }
         }
         Ok(())
     })?;
-    Ok(())
+    Ok(closed)
 }
 
 impl Burden {
     fn open(self, addr: SocketAddr) -> io::Result<TcpStream> {
         let receive = matches!(self, Self::SlowReader(_)).then_some(4096);
         let mut stream = connected(connect(addr, Ipv4Addr::LOCALHOST, receive)?);
-        // What cannot be written now shows when the connection has its turn.
-        match self {
-            Self::Idle | Self::SlowSender => {}
-            Self::SlowReader(tokens) => drop(stream.write(&request(None, tokens))),
+        // What cannot be written shows when the connection has its turn.
+        let _ = match self {
+            Self::Idle | Self::SlowSender => Ok(()),
+            Self::SlowReader(tokens) => stream.write_all(&request(None, tokens)),
             Self::HalfClosed => {
-                drop(stream.write(&request(None, 16)).and_then(|_| stream.shutdown(Shutdown::Write)))
+                stream.write_all(&request(None, 16)).and_then(|()| stream.shutdown(Shutdown::Write))
             }
-            Self::HalfClosedEmpty => drop(stream.shutdown(Shutdown::Write)),
-        }
+            Self::HalfClosedEmpty => stream.shutdown(Shutdown::Write),
+        };
         Ok(stream)
     }
 

@@ -37,7 +37,7 @@ struct Args {
     /// Fail when a figure is out of its bounds
     #[arg(long)]
     check: bool,
-    /// Streams at once
+    /// Streams at once; 0 leaves them out
     #[arg(long, default_value_t = 1000)]
     streams: usize,
     /// Tokens a second, all streams together
@@ -58,9 +58,6 @@ struct Args {
     /// Only these kinds of company; all when absent
     #[arg(long)]
     company: Vec<Kind>,
-    /// Leave the streams out
-    #[arg(long)]
-    no_streams: bool,
 }
 
 /// What another process of this program does.
@@ -73,6 +70,9 @@ enum Part {
         kind: Kind,
         #[arg(long)]
         addr: SocketAddr,
+        /// The secret that the server's keys are signed with, by name
+        #[arg(long)]
+        kid: String,
     },
 }
 
@@ -86,24 +86,22 @@ fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     match args.part {
         Some(Part::Server(options)) => return server::run(&options),
-        Some(Part::Attack { kind, addr }) => return attack::run(kind, addr),
+        Some(Part::Attack { kind, addr, kid }) => return attack::run(kind, addr, &kid),
         None => system::allow_many_files(),
     }
     let mut report = Report::default();
-    if !args.no_streams {
+    if args.streams > 0 {
         let load = Load {
             streams: args.streams,
             rate: args.rate,
             batch: args.batch,
             time: Duration::from_secs_f64(args.seconds),
         };
-        report.streams.push(scenario::streams(&load)?);
+        for keyed in [false, true] {
+            report.streams.push(scenario::streams(&load, keyed)?);
+        }
     }
-    let kinds = if args.company.is_empty() {
-        vec![Kind::Nothing, Kind::WrongKeys, Kind::Connections]
-    } else {
-        args.company.clone()
-    };
+    let kinds = if args.company.is_empty() { Kind::ALL.to_vec() } else { args.company.clone() };
     if args.pairs > 0 {
         for kind in kinds {
             report.company.push(scenario::pairs(
@@ -122,10 +120,12 @@ fn main() -> anyhow::Result<()> {
 /// Every part once, with small numbers.
 fn smoke() -> anyhow::Result<()> {
     system::allow_many_files();
-    let load = Load { streams: 20, rate: 2000, batch: 10, time: Duration::from_millis(300) };
-    let streams = scenario::streams(&load)?;
-    let mut report = Report { streams: vec![streams], ..Report::default() };
-    for kind in [Kind::Nothing, Kind::Connections] {
+    let load = Load { streams: 20, rate: 2000, batch: 10, time: Duration::from_secs(1) };
+    let mut report = Report::default();
+    for keyed in [false, true] {
+        report.streams.push(scenario::streams(&load, keyed)?);
+    }
+    for kind in Kind::ALL {
         report.company.push(scenario::pairs(kind, 1, Duration::from_millis(200))?);
     }
     report.print(false);

@@ -32,7 +32,10 @@ impl Spread {
 /// Many streams at once.
 #[derive(Debug, Serialize)]
 pub(crate) struct Streams {
-    pub(crate) streams: usize,
+    #[serde(rename = "streams")]
+    pub(crate) count: usize,
+    /// With a key that is checked, limited and accounted for.
+    pub(crate) keyed: bool,
     /// Tokens in a step of the source.
     pub(crate) batch: usize,
     pub(crate) tokens_per_s: f64,
@@ -62,6 +65,8 @@ pub(crate) struct Callers {
 #[derive(Debug, Serialize)]
 pub(crate) struct Company {
     pub(crate) kind: Kind,
+    /// What the server refused or closed a second, the median over the runs with it.
+    pub(crate) rejected_per_s: f64,
     /// The median over the pairs of the medians' ratio.
     pub(crate) request_ratio: f64,
     pub(crate) first_ratio: f64,
@@ -71,11 +76,12 @@ pub(crate) struct Company {
 }
 
 impl Company {
-    pub(crate) fn new(kind: Kind, pairs: Vec<(Callers, Callers)>) -> Self {
+    pub(crate) fn new(kind: Kind, rejected: &[f64], pairs: Vec<(Callers, Callers)>) -> Self {
         let ratio =
             |of: fn(&Callers) -> f64| median(pairs.iter().map(|(without, with)| of(with) / of(without)));
         Self {
             kind,
+            rejected_per_s: if rejected.is_empty() { 0.0 } else { median(rejected.iter().copied()) },
             request_ratio: ratio(|callers| callers.request.p50),
             first_ratio: ratio(|callers| callers.first.p50),
             token_ratio: ratio(|callers| callers.token.p50),
@@ -105,14 +111,15 @@ impl Report {
             return;
         }
         println!(
-            "| streams | tokens/s | in steps of | token p50 ms | p99 ms | max ms | KB a stream | server, cores | client, cores |"
+            "| streams | keys | tokens/s | in steps of | token p50 ms | p99 ms | max ms | KB a stream | server, cores | client, cores |"
         );
-        println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+        println!("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
         for s in &self.streams {
             let Spread { p50, p99, max } = s.delay;
             println!(
-                "| {} | {:.0} | {} | {:.2} | {:.2} | {:.1} | {:.1} | {:.2} | {:.2} |",
-                s.streams,
+                "| {} | {} | {:.0} | {} | {:.2} | {:.2} | {:.1} | {:.1} | {:.2} | {:.2} |",
+                s.count,
+                if s.keyed { "yes" } else { "no" },
                 s.tokens_per_s,
                 s.batch,
                 p50 / 1e3,
@@ -124,9 +131,9 @@ impl Report {
             );
         }
         println!(
-            "\n| company | requests | request p50 µs, without | with | ratio | of the pairs | first token, ratio | token, ratio |"
+            "\n| company | rejected/s | requests | request p50 µs, without | with | ratio | of the pairs | first token, ratio | token, ratio |"
         );
-        println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+        println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
         for c in &self.company {
             let p50 = |of: fn(&(Callers, Callers)) -> &Callers| {
                 median(c.pairs.iter().map(|pair| of(pair).request.p50))
@@ -135,8 +142,9 @@ impl Report {
             let (least, most) = ratios
                 .fold((f64::INFINITY, 0.0_f64), |(least, most), ratio| (least.min(ratio), most.max(ratio)));
             println!(
-                "| {} | {} | {:.0} | {:.0} | {:.2} | {least:.2} to {most:.2} | {:.2} | {:.2} |",
+                "| {} | {:.0} | {} | {:.0} | {:.0} | {:.2} | {least:.2} to {most:.2} | {:.2} | {:.2} |",
                 serde_json::to_value(c.kind).unwrap_or_default().as_str().unwrap_or_default(),
+                c.rejected_per_s,
                 c.pairs.iter().map(|(without, with)| without.requests + with.requests).sum::<usize>(),
                 p50(|pair| &pair.0),
                 p50(|pair| &pair.1),
@@ -161,7 +169,7 @@ impl Report {
         let mut missed = Vec::new();
         let mut hold = |what: &str, value: f64, bound: f64| {
             // Not a number is no success.
-            if !(value <= bound) {
+            if value.is_nan() || value > bound {
                 missed.push(format!("{what} is {value:.2}, the bound {bound:.2}"));
             }
         };
@@ -173,6 +181,9 @@ impl Report {
         }
         for c in &self.company {
             hold(&format!("a good caller's request beside {:?}", c.kind), c.request_ratio, RATIO);
+            if c.kind == Kind::WrongKeys {
+                hold("wrong keys that did not come, of 1,000 a second", 1000.0 - c.rejected_per_s, 50.0);
+            }
         }
         missed
     }

@@ -35,13 +35,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const ENDLESS: usize = 1_000_000;
 
 /// Opens the streams, lets all of them run, and measures every token for a while.
-pub(crate) fn streams(load: &Load) -> anyhow::Result<Streams> {
+pub(crate) fn streams(load: &Load, keyed: bool) -> anyhow::Result<Streams> {
     let options = Options {
         sequences: load.streams,
         step: (load.batch * 1_000_000 / load.rate) as u64,
         batch: load.batch,
+        ..Options::default()
     };
-    let mut server = Server::start(&options)?;
+    let mut server = Server::start(options, keyed)?;
     measure(&server, load).map_err(|error| server.blame(error))
 }
 
@@ -50,7 +51,7 @@ fn measure(server: &Server, load: &Load) -> anyhow::Result<Streams> {
     callers(server, 32, Duration::from_millis(500))?;
     let before = system::resident(server.pid())?;
 
-    let mut client = Client::new(server.addr, None, ENDLESS)?;
+    let mut client = Client::new(server.addr, server.key(), ENDLESS)?;
     let mut tokens = vec![0_usize; load.streams];
     let (began, mut silent) = (Instant::now(), load.streams);
     for id in 0..load.streams {
@@ -88,7 +89,8 @@ fn measure(server: &Server, load: &Load) -> anyhow::Result<Streams> {
     let least = tokens.iter().min().copied().unwrap_or_default();
     ensure!(least > 0, "a stream had no token in {seconds:.1} s");
     Ok(Streams {
-        streams: load.streams,
+        count: load.streams,
+        keyed: server.key().is_some(),
         batch: load.batch,
         tokens_per_s: delays.len() as f64 / seconds,
         wanted_per_s: load.rate as f64,
@@ -122,34 +124,33 @@ const REST: Duration = Duration::from_millis(10);
 
 /// Good callers, without and with bad company, in pairs of which every other begins with it.
 pub(crate) fn pairs(kind: Kind, count: usize, time: Duration) -> anyhow::Result<Company> {
-    let options = Options { sequences: 256, step: 0, batch: 32 };
-    let mut server = Server::start(&options)?;
+    let options = Options { sequences: 256, batch: 32, ..Options::default() };
+    let mut server = Server::start(options, kind == Kind::WrongKeys)?;
     let run = || {
         callers(&server, CALLERS, time.min(Duration::from_millis(500)))?;
-        let mut pairs = Vec::with_capacity(count);
+        let (mut pairs, mut rejected) = (Vec::with_capacity(count), Vec::with_capacity(count));
         for pair in 0..count {
             let (mut without, mut with) = (None, None);
             for bad in [pair % 2 == 1, pair % 2 == 0] {
                 let attack =
-                    (bad && kind != Kind::Nothing).then(|| Attack::start(kind, server.addr)).transpose()?;
-                thread::sleep(time.min(Duration::from_millis(1500)));
+                    (bad && kind != Kind::Nothing).then(|| Attack::start(kind, &server)).transpose()?;
+                // Until what there is to open is open, or what has ended is closed.
+                thread::sleep(time.min(Duration::from_secs(if attack.is_some() { 2 } else { 1 })));
                 let figures = callers(&server, CALLERS, time)?;
-                if let Some(attack) = attack {
-                    attack.end()?;
-                }
+                rejected.extend(attack.map(Attack::end).transpose()?);
                 *(if bad { &mut with } else { &mut without }) = Some(figures);
             }
             pairs.extend(without.zip(with));
         }
-        anyhow::Ok(pairs)
+        anyhow::Ok((pairs, rejected))
     };
-    let pairs = run().map_err(|error| server.blame(error))?;
-    Ok(Company::new(kind, pairs))
+    let (pairs, rejected) = run().map_err(|error| server.blame(error))?;
+    Ok(Company::new(kind, &rejected, pairs))
 }
 
 /// So many callers who ask, read, rest and ask again.
 fn callers(server: &Server, count: usize, time: Duration) -> anyhow::Result<Callers> {
-    let mut client = Client::new(server.addr, None, ANSWER)?;
+    let mut client = Client::new(server.addr, server.key(), ANSWER)?;
     let (mut firsts, mut tokens, mut requests) = (Vec::new(), Vec::new(), Vec::new());
     // When each began to ask, and whether its first token is still to come.
     let mut asked = vec![(0, false); count];

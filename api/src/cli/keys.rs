@@ -50,10 +50,12 @@ enum Command {
     Usage(Usage),
     /// Sign keys with a new secret from now on; keys of the old ones stay valid unless they are dropped
     RotateSecret {
-        /// Keys that the new secret has not signed are no longer valid
+        /// All keys made before are no longer valid
         #[arg(long)]
         drop_old: bool,
     },
+    /// End a rotation: keys that the newest secret has not signed are no longer valid
+    DropOldSecrets,
 }
 
 #[derive(Debug, clap::Args)]
@@ -127,13 +129,9 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<()> {
         }
         Command::RotateSecret { drop_old } => {
             let valid = vault.rotate(drop_old)?;
-            if json {
-                pretty(&json!({"valid_secrets": valid}))?
-            } else {
-                let secrets = if valid == 1 { "secret is" } else { "secrets are" };
-                format!("keys are signed with a new secret; {valid} {secrets} valid\n")
-            }
+            secrets("keys are signed with a new secret", valid, json)?
         }
+        Command::DropOldSecrets => secrets("older secrets are dropped", vault.drop_old_secrets()?, json)?,
     };
     Ok(print(&text)?)
 }
@@ -167,6 +165,15 @@ fn create(vault: &mut Vault, new: Create, json: bool) -> anyhow::Result<String> 
         key.expires.map_or("for ever".to_owned(), |time| format!("until {}", auth::utc(time)))
     );
     Ok(text + "\n")
+}
+
+/// How many secrets are valid after `what`.
+fn secrets(what: &str, valid: usize, json: bool) -> anyhow::Result<String> {
+    if json {
+        return pretty(&json!({"valid_secrets": valid}));
+    }
+    let are = if valid == 1 { "secret is" } else { "secrets are" };
+    Ok(format!("{what}; {valid} {are} valid\n"))
 }
 
 fn pretty(value: &impl serde::Serialize) -> anyhow::Result<String> {

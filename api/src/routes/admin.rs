@@ -15,7 +15,7 @@ use super::{body::JsonBody, failures, usage::days};
 use crate::{
     app::AppState,
     auth::{
-        KeyLimits, NewKey, Priority, Scope, Store, key,
+        KeyLimits, NewKey, Priority, Scope, Store, Vault, key,
         ledger::{Ledger, UsageFilter, UsageRecord},
         now,
         view::{CreatedKey, DailyUsage, KeyInfo},
@@ -38,7 +38,7 @@ struct AdminBodyFailures;
 
 impl IntoResponses for AdminBodyFailures {
     fn responses() -> BTreeMap<String, utoipa::openapi::RefOr<utoipa::openapi::Response>> {
-        failures(&[400, 401, 403, 413, 415, 429, 500])
+        failures(&[400, 401, 403, 408, 413, 415, 429, 500])
     }
 }
 
@@ -235,8 +235,7 @@ pub(super) async fn usage(
 #[serde(remote = "Self")]
 #[schema(example = json!({"drop_old": false}))]
 pub(super) struct RotateSecret {
-    /// Keys that the new secret has not signed are no longer valid, the caller's own among them; false when
-    /// absent.
+    /// All keys made before are no longer valid, the caller's own among them; false when absent.
     drop_old: Option<bool>,
 }
 object_only!(RotateSecret);
@@ -268,5 +267,22 @@ pub(super) async fn rotate_secret(
     let rotated = store(&state)?.with(move |vault| vault.rotate(drop_old)).await;
     let valid_secrets = rotated.map_err(|e| ApiError::auth(&e))?;
     tracing::info!(valid_secrets, "the signing secret was rotated over HTTP");
+    Ok(Json(Rotated { valid_secrets }))
+}
+
+/// End a rotation: keys that the newest secret has not signed are no longer valid.
+#[utoipa::path(
+    post, path = "/admin/drop-old-secrets", operation_id = "dropOldSecrets", tag = "Administration",
+    responses(
+        (status = 200, description = "Done.", body = Rotated),
+        (status = 409, description = "The secret comes from the server's environment.", body = crate::error::ErrorBody),
+        AdminFailures,
+    ),
+    security(("ApiKey" = [])),
+)]
+pub(super) async fn drop_old_secrets(State(state): State<AppState>) -> Result<Json<Rotated>, ApiError> {
+    let dropped = store(&state)?.with(Vault::drop_old_secrets).await;
+    let valid_secrets = dropped.map_err(|e| ApiError::auth(&e))?;
+    tracing::info!("older signing secrets were dropped over HTTP");
     Ok(Json(Rotated { valid_secrets }))
 }

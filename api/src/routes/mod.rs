@@ -90,6 +90,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(admin::revoke))
         .routes(routes!(admin::usage))
         .routes(routes!(admin::rotate_secret))
+        .routes(routes!(admin::drop_old_secrets))
 }
 
 /// All routes.
@@ -165,6 +166,11 @@ fn failure(status: u16, description: &str, retry: bool) -> Response {
         .example(Some(example))
         .build();
     let mut response = ResponseBuilder::new().description(description).content("application/json", content);
+    if status == 401 {
+        let scheme = ObjectBuilder::new().schema_type(Type::String);
+        let header = HeaderBuilder::new().schema(Some(scheme)).description(Some("`Bearer`.")).build();
+        response = response.header("WWW-Authenticate", header);
+    }
     if retry {
         let seconds = ObjectBuilder::new().schema_type(Type::Integer);
         let header = HeaderBuilder::new()
@@ -200,7 +206,7 @@ struct BodyFailures;
 
 impl IntoResponses for BodyFailures {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        failures(&[400, 401, 403, 408, 413, 415, 500, 503])
+        failures(&[400, 401, 403, 408, 413, 415, 429, 500, 503])
     }
 }
 
@@ -209,7 +215,7 @@ struct ReadFailures;
 
 impl IntoResponses for ReadFailures {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        failures(&[401, 403, 500])
+        failures(&[401, 403, 429, 500])
     }
 }
 

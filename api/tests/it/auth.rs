@@ -510,7 +510,12 @@ async fn a_secret_is_rotated_over_http() {
     for key in [&old, &new] {
         assert_eq!(server.get("/v1/models", key).await.status, StatusCode::OK);
     }
-    let dropped = server.post("/admin/rotate-secret", &old, &json!({"drop_old": true})).await;
+    let (_, root) = server.key(&[Scope::Admin]).await;
+    let dropped = server.call(Method::POST, "/admin/drop-old-secrets", &root, None).await;
+    assert_eq!(dropped.json(), json!({"valid_secrets": 1}));
+    refused(&server.get("/v1/models", &old).await, "of a dropped secret");
+    assert_eq!(server.get("/v1/models", &new).await.status, StatusCode::OK);
+    let dropped = server.post("/admin/rotate-secret", &root, &json!({"drop_old": true})).await;
     assert_eq!(dropped.json(), json!({"valid_secrets": 1}));
     for key in [&old, &new] {
         refused(&server.get("/v1/models", key).await, "of a dropped secret");
@@ -614,4 +619,25 @@ async fn a_client_that_goes_is_charged_for_what_was_generated() {
     assert!((seen..seen + 20).contains(&completion), "{seen} seen, {completion} charged");
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(used(&server, &key).await, charged, "and no more");
+}
+
+#[tokio::test]
+async fn an_answer_that_cannot_be_charged_is_withheld() {
+    let server = Guarded::new();
+    let (_, key) = server.key(&[Scope::Inference]).await;
+    assert_eq!(server.post("/v1/chat/completions", &key, &chat(3)).await.status, StatusCode::OK);
+    let database = rusqlite::Connection::open(server.dir.path().join("keys.sqlite3")).unwrap();
+    database.execute_batch("DROP TABLE usage").unwrap();
+    let whole = server.post("/v1/chat/completions", &key, &chat(3)).await;
+    assert_eq!(
+        (whole.status, &whole.error()["type"]),
+        (StatusCode::INTERNAL_SERVER_ERROR, &json!("server_error"))
+    );
+    assert!(!whole.body.contains("t0"), "{whole:?}");
+    let mut streamed = chat(3);
+    streamed["stream"] = json!(true);
+    let stream = server.post("/v1/chat/completions", &key, &streamed).await;
+    let events = stream.events(false);
+    assert_eq!(events.last().unwrap()["error"]["type"], "server_error", "{stream:?}");
+    assert!(!stream.body.contains("[DONE]"), "{stream:?}");
 }

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 pub(crate) fn m40llm(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_m40llm"));
     command.args(arguments).stdin(Stdio::null()).env("CUDA_VISIBLE_DEVICES", "-1");
+    // Whoever runs the tests may have keys; here are none.
     command.env("XDG_STATE_HOME", env!("CARGO_TARGET_TMPDIR"));
     for setting in [
         "ADDR",
@@ -20,8 +21,13 @@ pub(crate) fn m40llm(arguments: &[&str]) -> Command {
         "CONFIG",
         "CORS_ORIGINS",
         "CTX_SIZE",
+        "DEFAULT_CONCURRENCY",
+        "DEFAULT_RPM",
+        "DEFAULT_TPM",
         "DEVICE",
+        "DRAIN_TIMEOUT",
         "ENABLE_CUBLAS",
+        "KV_MEMORY",
         "KV_TYPE",
         "LOG_FORMAT",
         "LOG_LEVEL",
@@ -31,6 +37,7 @@ pub(crate) fn m40llm(arguments: &[&str]) -> Command {
         "MODEL_ALIAS",
         "NO_AUTH",
         "OTLP_ENDPOINT",
+        "PREFIX_CACHE",
         "PRIVATE_DOCS",
         "PROMPT_FORMAT",
         "REQUIRE_SM52",
@@ -43,8 +50,6 @@ pub(crate) fn m40llm(arguments: &[&str]) -> Command {
         command.env_remove(format!("M40LLM_{setting}"));
     }
     command.env_remove("OTEL_EXPORTER_OTLP_ENDPOINT");
-    // Whoever runs the tests may have keys; here are none.
-    command.env("M40LLM_STATE_DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/no-keys"));
     command
 }
 

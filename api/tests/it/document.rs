@@ -51,6 +51,7 @@ fn every_route_is_in_it_with_its_security() {
         ("/admin/keys", "post", &always_keyed),
         ("/admin/keys/{id}", "delete", &always_keyed),
         ("/admin/usage", "get", &always_keyed),
+        ("/admin/drop-old-secrets", "post", &always_keyed),
         ("/admin/rotate-secret", "post", &always_keyed),
     ];
     let paths: BTreeSet<_> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
@@ -68,7 +69,11 @@ fn every_route_is_in_it_with_its_security() {
         }
         if method == "post" {
             for status in ["400", "408", "413", "415"] {
-                assert!(has(status), "{path} {status}");
+                assert_eq!(
+                    has(status),
+                    operation["requestBody"].is_object() || status == "400",
+                    "{path} {status}"
+                );
             }
             assert_eq!(has("503"), security == &keyed, "{path}: only work waits for the model");
         }

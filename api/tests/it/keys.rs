@@ -174,7 +174,10 @@ fn the_store_is_found_by_flag_variable_file_and_default() {
         assert_eq!(keys_json(&place(name), &["list"]).as_array().map(Vec::len), Some(1), "{name}");
     }
     let mut lost = m40llm(&["keys", "list"]);
-    let lost = lost.env_remove("XDG_STATE_HOME").env_remove("HOME").output().expect("the binary starts");
+    for variable in ["M40LLM_STATE_DIR", "XDG_STATE_HOME", "HOME"] {
+        lost.env_remove(variable);
+    }
+    let lost = lost.output().expect("the binary starts");
     refused(&lost, 2, &["--state-dir"]);
     let blocked = place("m40llm.toml");
     refused(&keys(&blocked, &["list"]), 1, &["m40llm.toml", "--state-dir"]);
@@ -224,6 +227,8 @@ fn many_commands_at_once_lose_nothing() {
     });
     assert_eq!(keys_json(dir.path(), &["list"]).as_array().map(Vec::len), Some(8));
     // One secret signed them all, whoever came first.
+    assert_eq!(keys_json(dir.path(), &["rotate-secret"]), json!({"valid_secrets": 2}));
+    assert_eq!(keys_json(dir.path(), &["drop-old-secrets"]), json!({"valid_secrets": 1}));
     assert_eq!(keys_json(dir.path(), &["rotate-secret"]), json!({"valid_secrets": 2}));
     assert_eq!(keys_json(dir.path(), &["rotate-secret", "--drop-old"]), json!({"valid_secrets": 1}));
 }

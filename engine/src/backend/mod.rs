@@ -289,6 +289,9 @@ pub trait Backend: Send + 'static {
         weights: &AttentionWeights<Self::Weight, Self::Vector>,
     ) -> Result<(), EngineError>;
 
+    /// Says which norm reads x after the next addition to it, for a backend that has the two in one.
+    fn next_norm(&mut self, _norm: &Self::Vector) {}
+
     /// `x += output · a`.
     fn attention_output(
         &mut self,

@@ -29,7 +29,11 @@ impl<B: Backend> Decoder<B> {
         for (index, layer) in weights.layers.iter().enumerate() {
             backend.qkv(index, &layer.attention)?;
             backend.attend(index, &layer.attention)?;
+            backend.next_norm(&layer.feed_forward.norm);
             backend.attention_output(&layer.attention)?;
+            if let Some(next) = weights.layers.get(index + 1) {
+                backend.next_norm(&next.attention.norm);
+            }
             backend.feed_forward(&layer.feed_forward)?;
         }
         backend.logits(&weights.norm, weights.output.as_ref().unwrap_or(&weights.embedding))?;

@@ -364,6 +364,59 @@ fn k_quants_in_whole_models() {
     }
 }
 
+/// Launches of steps in which so many sequences write one token each.
+fn launches_by_width(spec: Spec, rng: &mut Rng) -> Vec<(usize, u64)> {
+    let (_dir, path) = written(&spec);
+    let sequences = sequences(rng, VOCAB, &[48; 33]);
+    let expected = Run::new(reference(), &path, &sequences, KvType::F32, rng).one_by_one();
+    let mut run = Run::new(cuda(true), &path, &sequences, KvType::F32, rng);
+    run.step(&(0..33).map(|i| (i, 1 + i % 3)).collect::<Vec<_>>());
+    let mut found = Vec::new();
+    for width in [1, 3, 8, 9, 12, 13, 16, 17, 24, 25, 32, 33] {
+        // Directly, captured, and by the graph.
+        for _ in 0..3 {
+            let before = run.decoder.counters().launches;
+            run.step(&(0..width).map(|i| (32 - i, 1)).collect::<Vec<_>>());
+            found.push((width, run.decoder.counters().launches - before));
+        }
+    }
+    let expected = expected.into_iter().filter(|(place, _)| run.logits.contains_key(place)).collect();
+    let off = difference(&run.logits, &expected);
+    assert!(off.is_within(EXACT), "{spec:?}: {off:?}");
+    found
+}
+
+#[test]
+fn decoding_is_right_at_every_width_and_takes_few_launches() {
+    let mut rng = fresh();
+    let base = Spec {
+        dim: 512,
+        heads: 8,
+        kv_heads: 2,
+        ffn: 1536,
+        vocabulary: VOCABULARY,
+        seed: rng.next(),
+        ..Spec::default()
+    };
+    let cases = [
+        (Spec { family: Family::Qwen2, dtype: DType::Q4_K, ..base }, 5),
+        (Spec { family: Family::Qwen3, dtype: DType::F16, ..base }, 5),
+        (Spec { family: Family::Llama, dtype: DType::Q5_1, ..base }, 5),
+        // v and up in launches of their own.
+        (Spec { family: Family::Qwen2, dtype: DType::Q4_0, other: Some(DType::Q6_K), ..base }, 7),
+    ];
+    for (spec, a_layer) in cases {
+        let two = launches_by_width(Spec { layers: 2, ..spec }, &mut rng);
+        let four = launches_by_width(Spec { layers: 4, ..spec }, &mut rng);
+        for (&(width, two), &(_, four)) in two.iter().zip(&four) {
+            let found = (four - two) as f64 / 2.0;
+            // More than 32: a norm each for attention and feed-forward, RoPE, and up by itself.
+            let allowed = if width <= 32 { a_layer } else { a_layer + 4 };
+            assert!(found <= f64::from(allowed), "{spec:?}: {found} launches a layer at {width} sequences");
+        }
+    }
+}
+
 #[test]
 fn two_hundred_mixed_batches_equal_one_by_one() {
     let mut rng = fresh();

@@ -1,4 +1,4 @@
-"""What the SDK makes of a key's limits, against a server of its own that asks for keys."""
+"""What the SDK makes of keys and their limits, against a server of its own that asks for keys."""
 
 import json
 import os
@@ -49,6 +49,22 @@ def client(limited, retries):
 
 def complete(client, **more):
     return client.completions.with_raw_response.create(model="", prompt="1, 2, 3,", max_tokens=1, **more)
+
+
+def test_a_wrong_key_is_an_authentication_error(limited):
+    url, key = limited
+    for wrong in ["none", key[:-4] + "AAAA", key.replace("sk-m40-", "sk-")]:
+        with pytest.raises(openai.AuthenticationError) as refused:
+            client((url, wrong), 5).models.list()
+        assert (refused.value.code, refused.value.type) == ("invalid_api_key", "invalid_request_error")
+        assert refused.value.response.headers["www-authenticate"] == "Bearer"
+    assert [model.id for model in client(limited, 0).models.list()]
+
+
+def test_a_key_without_the_scope_is_denied(limited):
+    with pytest.raises(openai.PermissionDeniedError) as refused:
+        client(limited, 5).get("/../admin/keys", cast_to=object)
+    assert (refused.value.code, refused.value.type) == ("insufficient_scope", "permission_error")
 
 
 def test_too_large_a_request_is_not_tried_again(limited):

@@ -18,19 +18,42 @@ pub(super) struct Product {
     pub(super) norm: u64,
     pub(super) partial: u64,
     pub(super) counters: u64,
+    pub(super) next: u64,
+    pub(super) hidden: u64,
+    pub(super) squares: u64,
+    pub(super) parts: i32,
 }
 
-/// `enum Mode` of `common.cuh`: what becomes of a product.
+/// What becomes of a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
-    /// `out = result + bias`
-    Store = 0,
+    /// `out = result + bias`, in natural order.
+    Store,
+    /// `out = result`, in the order of the step: the gate where up, of another type, comes by `SiluMul`.
+    Gate,
     /// `out += result`
-    Add = 1,
-    /// `out[0] = silu(result 0) * result 1`; small batches only.
-    Gated = 2,
-    /// `out = silu(out) * result`; large batches only.
-    SiluMul = 3,
+    Add,
+    /// The same, and `out` times the norm's weights at this address goes to `State::hidden`, sums of its squares to
+    /// `State::squares`: a norm but for one division a token, which products that read [`Input::divided`] do. 9 to 32 tokens.
+    ///
+    /// [`Input::divided`]: super::products::Input::divided
+    AddNormed(u64),
+    /// `out[0] = silu(result 0) * result 1`; up to 32 tokens.
+    Gated,
+    /// `out = silu(out) * result`
+    SiluMul,
+}
+
+impl Mode {
+    /// As in `enum Mode` of `common.cuh`.
+    pub(super) fn kernels(self) -> i32 {
+        match self {
+            Self::Store | Self::Gate => 0,
+            Self::Add | Self::AddNormed(_) => 1,
+            Self::Gated => 2,
+            Self::SiluMul => 3,
+        }
+    }
 }
 
 /// `struct Attention` of `attention.cuh`.

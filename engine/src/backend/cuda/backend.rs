@@ -1,9 +1,12 @@
 //! The decoder's operations as launches.
 //!
-//! A step of at most `SMALL_BATCH` decoding sequences is small: its activations are in permuted order, norms are fused
-//! into the products that read them, and attention turns its own queries; five launches a layer, six where v is of
-//! another type than q and k. Any other step is large: activations in natural order, norms and RoPE in kernels of their
-//! own. A small step's launches are the same each time but for what the metadata say, so they are captured in a graph.
+//! A step of at most `FUSED_BATCH` decoding sequences is fused: norms are part of products, gate and up are one product,
+//! and attention turns its own queries; five launches a layer, one more where v is of another type than q and k, and one
+//! where up is of another than the gate. Its launches are the same each time but for what the metadata say, so they are
+//! captured in a graph. With at most `SMALL_BATCH` sequences it is small too: activations are in permuted order, and a
+//! product normalises what it reads. In a wide step, of more sequences, the product that adds to the residual stream does
+//! the first part of the norm that comes next, and its reader the rest: reading must cost nothing there. Any other step
+//! has norms and RoPE in kernels of their own.
 
 use std::{collections::HashMap, mem, sync::Arc};
 
@@ -19,7 +22,7 @@ use super::{
     error::Call as _,
     gpu::{Dims, Gpu, arguments},
     kernels::Kernels,
-    products::{Input, Products, SMALL_BATCH},
+    products::{FUSED_BATCH, Input, Products, SMALL_BATCH},
     state::{State, block_bytes, decode_heads, decode_splits},
     trace::Trace,
     weights::{Loader, Matrix, PAD, Vector, on_card, random, tile_bytes},
@@ -42,7 +45,7 @@ const LEAST_SPLIT: i32 = 64;
 /// How the device is used.
 #[derive(Debug, Clone, Default)]
 pub struct CudaOptions {
-    /// Capture small steps in graphs: fewer launches by the host, nothing else.
+    /// Capture fused steps in graphs: fewer launches by the host, nothing else.
     pub graphs: bool,
     /// Products of many tokens by cuBLAS instead of our own kernels.
     pub cublas: bool,
@@ -67,12 +70,17 @@ struct Run {
     state: State,
     products: Products,
     kernels: Kernels,
-    /// Graphs of small steps by their number of tokens. The first such step runs directly, as kernels that were
+    /// Graphs of fused steps by their number of tokens. The first such step runs directly, as kernels that were
     /// never launched may have to be loaded, which a capture does not allow; it leaves `None`.
     graphs: HashMap<usize, Option<Captured>>,
     /// How the step under way is run.
     mode: StepMode,
+    fused: bool,
     small: bool,
+    /// The weights of the norm that reads the residual stream after the next addition, in a wide step; 0: none.
+    next_norm: u64,
+    /// `State::hidden` and `State::squares` hold the residual stream for that norm.
+    divided: bool,
     /// The rows' best tokens, best first, and where each row's begin and end.
     best: Vec<(u32, f32)>,
     rows: Vec<RowPlace>,
@@ -219,7 +227,10 @@ impl Backend for CudaBackend {
             kernels,
             graphs: HashMap::new(),
             mode: StepMode::Direct,
+            fused: false,
             small: false,
+            next_norm: 0,
+            divided: false,
         });
         Ok(())
     }
@@ -235,9 +246,11 @@ impl Backend for CudaBackend {
         }
         let tokens = batch.tokens.len();
         let one_row_each = batch.logit_rows.len() == tokens;
-        run.small = tokens <= SMALL_BATCH && run.state.metadata.tiles == 0 && one_row_each;
+        run.fused = tokens <= FUSED_BATCH && run.state.metadata.tiles == 0 && one_row_each;
+        run.small = run.fused && tokens <= SMALL_BATCH;
+        (run.next_norm, run.divided) = (0, false);
         run.mode = match run.graphs.get(&tokens) {
-            _ if !graphs || !run.small => StepMode::Direct,
+            _ if !graphs || !run.fused => StepMode::Direct,
             None => {
                 run.graphs.insert(tokens, None);
                 StepMode::Direct
@@ -280,9 +293,12 @@ impl Backend for CudaBackend {
         let s = &run.state;
         let input = run.normalised(gpu, &w.norm)?;
         let bias = |i: usize| w.bias.as_ref().map_or(0, |b| b[i].natural());
-        let outs =
+        let mut outs =
             [(&w.q, s.q.pointer(), bias(0)), (&w.k, s.k.pointer(), bias(1)), (&w.v, s.v.pointer(), bias(2))];
         // Matrices of one type share a launch.
+        if w.q.dtype == w.v.dtype {
+            outs.swap(1, 2);
+        }
         for group in outs.chunk_by(|a, b| a.0.dtype == b.0.dtype) {
             run.products.run(gpu, s, &input, Mode::Store, group)?;
         }
@@ -295,7 +311,7 @@ impl Backend for CudaBackend {
         let (s, m) = (&run.state, &run.state.metadata);
         let shape = &s.shape;
         let kv_token = (block_bytes(shape, s.capacity.kv_type) / BLOCK_TOKENS) as u64;
-        if !run.small {
+        if !run.fused {
             let heads = m.tokens * (shape.heads + 2 * shape.kv_heads);
             let bytes = (heads * shape.head_dim * 6) as u64;
             // SAFETY: the arguments of rope_append; every slot is within the cache.
@@ -327,11 +343,19 @@ impl Backend for CudaBackend {
         Ok(())
     }
 
+    fn next_norm(&mut self, norm: &Vector) {
+        if let Some(run) = &mut self.run
+            && run.fused
+            && !run.small
+        {
+            run.next_norm = norm.natural();
+        }
+    }
+
     fn attention_output(&mut self, w: &AttentionWeights<Matrix, Vector>) -> Result<(), EngineError> {
         let Some((gpu, run)) = self.working()? else { return Ok(()) };
-        let s = &run.state;
-        let input = Input { x: s.attended.pointer(), norm: 0, small: run.small, tokens: s.metadata.tokens };
-        run.products.run(gpu, s, &input, Mode::Add, &[(&w.output, s.x.pointer(), 0)])
+        let input = run.plain(run.state.attended.pointer());
+        run.add(gpu, &input, &w.output)
     }
 
     fn feed_forward(&mut self, w: &FeedForwardWeights<Matrix, Vector>) -> Result<(), EngineError> {
@@ -339,14 +363,14 @@ impl Backend for CudaBackend {
         let s = &run.state;
         let input = run.normalised(gpu, &w.norm)?;
         let inside = s.inside.pointer();
-        if run.small && w.gate.dtype == w.up.dtype {
+        if run.fused && w.gate.dtype == w.up.dtype {
             run.products.run(gpu, s, &input, Mode::Gated, &[(&w.gate, inside, 0), (&w.up, inside, 0)])?;
         } else {
-            run.products.run(gpu, s, &input, Mode::Store, &[(&w.gate, inside, 0)])?;
+            run.products.run(gpu, s, &input, Mode::Gate, &[(&w.gate, inside, 0)])?;
             run.products.run(gpu, s, &input, Mode::SiluMul, &[(&w.up, inside, 0)])?;
         }
-        let input = Input { x: inside, norm: 0, small: run.small, tokens: s.metadata.tokens };
-        run.products.run(gpu, s, &input, Mode::Add, &[(&w.down, s.x.pointer(), 0)])
+        let input = run.plain(inside);
+        run.add(gpu, &input, &w.down)
     }
 
     fn logits(&mut self, norm: &Vector, output: &Matrix) -> Result<(), EngineError> {
@@ -388,14 +412,29 @@ fn missing(verb: &str, dtype: DType) -> EngineError {
 }
 
 impl Run {
-    /// The residual stream as the input of products that read it normalised: fused in a small step, else by a kernel.
+    /// Activations of the step as they are.
+    fn plain(&self, x: u64) -> Input {
+        Input { x, norm: 0, small: self.small, divided: false, tokens: self.state.metadata.tokens }
+    }
+
+    /// Adds a product to the residual stream.
+    fn add(&mut self, gpu: &mut Gpu, input: &Input, matrix: &Matrix) -> Result<(), EngineError> {
+        let next = mem::take(&mut self.next_norm);
+        self.divided = next != 0;
+        let mode = if self.divided { Mode::AddNormed(next) } else { Mode::Add };
+        self.products.run(gpu, &self.state, input, mode, &[(matrix, self.state.x.pointer(), 0)])
+    }
+
+    /// The residual stream as the input of products that read it normalised.
     fn normalised(&self, gpu: &mut Gpu, norm: &Vector) -> Result<Input, EngineError> {
         let s = &self.state;
-        let tokens = s.metadata.tokens;
         if self.small {
-            return Ok(Input { x: s.x.pointer(), norm: norm.permuted(), small: true, tokens });
+            return Ok(Input { norm: norm.permuted(), ..self.plain(s.x.pointer()) });
         }
-        self.norm_rows(gpu, norm, 0, tokens)
+        if self.divided {
+            return Ok(Input { divided: true, ..self.plain(s.hidden.pointer()) });
+        }
+        self.norm_rows(gpu, norm, 0, s.metadata.tokens)
     }
 
     /// The rows whose logits are wanted, normalised.
@@ -421,7 +460,7 @@ impl Run {
         let bytes = 8 * (count * s.shape.dim) as u64;
         // SAFETY: the arguments of rmsnorm; `hidden` holds the rows.
         unsafe { gpu.launch(&self.kernels.norm, Dims::new(count, 256), bytes, arguments![arguments]) }?;
-        Ok(Input { x: s.hidden.pointer(), norm: 0, small, tokens: count })
+        Ok(Input { x: s.hidden.pointer(), norm: 0, small, divided: false, tokens: count })
     }
 
     fn attention(&self, layer: usize, w: &AttentionWeights<Matrix, Vector>) -> Attention {
@@ -450,7 +489,7 @@ impl Run {
             head_dim: s.shape.head_dim as i32,
             pairs: s.shape.rope.inverse_frequencies.len() as i32,
             split_half: s.split_half(),
-            fused: i32::from(self.small),
+            fused: i32::from(self.fused),
             out_permuted: i32::from(self.small),
             least: LEAST_SPLIT,
             epsilon: s.shape.norm_epsilon,

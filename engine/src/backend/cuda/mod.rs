@@ -12,7 +12,7 @@
 //! | `products` | which kernel multiplies, and its geometry |
 //! | `cublas` | products of many tokens by the library, on request |
 //! | `metadata`, `state` | the step's batch on the device; activations and the KV cache |
-//! | `backend` | the decoder's operations as launches, graphs of small steps |
+//! | `backend` | the decoder's operations as launches, graphs of fused steps |
 //! | `trace` | kernels timed one by one |
 
 mod arguments;

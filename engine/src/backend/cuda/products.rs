@@ -14,6 +14,8 @@ use crate::{error::EngineError, gguf::DType};
 
 /// Most tokens of a small step.
 pub(super) const SMALL_BATCH: usize = 8;
+/// Most tokens of a product that has gate and up at once, or that takes part in a norm.
+pub(super) const FUSED_BATCH: usize = 32;
 
 /// What is multiplied.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +26,8 @@ pub(super) struct Input {
     pub(super) norm: u64,
     /// The kernels for small batches, and permuted order.
     pub(super) small: bool,
+    /// x is what a product in `Mode::AddNormed` left, still to be divided by its root mean square.
+    pub(super) divided: bool,
     pub(super) tokens: usize,
 }
 
@@ -43,12 +47,14 @@ enum Family {
 }
 
 impl Family {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
         Self::One,
         Self::Small(2),
         Self::Small(4),
         Self::Small(8),
+        Self::Skinny(12),
         Self::Skinny(16),
+        Self::Skinny(24),
         Self::Skinny(32),
         Self::Tiled64,
         Self::Tiled,
@@ -60,7 +66,9 @@ impl Family {
             (true, 2) => Self::Small(2),
             (true, ..=4) => Self::Small(4),
             (true, _) => Self::Small(8),
+            (false, ..=12) => Self::Skinny(12),
             (false, ..=16) => Self::Skinny(16),
+            (false, ..=24) => Self::Skinny(24),
             (false, ..=32) => Self::Skinny(32),
             // The smaller tile costs a twentieth more a token, and wastes less where it does not fill.
             (false, tokens) if 21 * tokens.div_ceil(64) < 40 * tokens.div_ceil(128) => Self::Tiled64,
@@ -111,6 +119,14 @@ fn one(sms: usize, rows: &[usize], columns: usize, gated: bool) -> Dims {
 
 /// Bytes of shared memory that a block of `gemv.cu` may take for partial sums, beside what it has of its own.
 const SHARED: usize = 47 << 10;
+
+/// Rows whose squares are summed together: those of a stripe of `skinny.cu`.
+const SQUARES_ROWS: usize = 64;
+
+/// Bytes of the sums of squares of rows of so many numbers.
+pub(super) fn squares_bytes(columns: usize) -> usize {
+    columns.div_ceil(SQUARES_ROWS) * FUSED_BATCH * 4
+}
 
 /// Bytes of workspace that products take: two tiles of 128 by 128 sums for each block of `gemm.cu`, which is the most.
 pub(super) fn partial_bytes(sms: usize) -> usize {
@@ -163,13 +179,17 @@ impl Products {
             matrices: matrices.len() as i32,
             columns: first.columns as i32,
             tokens: input.tokens as i32,
-            mode: mode as i32,
-            out_permuted: i32::from(input.small),
+            mode: mode.kernels(),
+            out_permuted: i32::from(input.small && mode != Mode::Store),
             epsilon: state.shape.norm_epsilon,
             x: input.x,
             norm: input.norm,
             partial: state.product_partial.pointer(),
             counters: state.product_counters.pointer(),
+            hidden: state.hidden.pointer(),
+            squares: state.squares.pointer(),
+            next: if let Mode::AddNormed(weights) = mode { weights } else { 0 },
+            parts: if input.divided { first.columns.div_ceil(SQUARES_ROWS) as i32 } else { 0 },
             ..Product::default()
         };
         let mut bytes = (input.tokens * first.columns * 4) as u64;

@@ -3,7 +3,7 @@
 use super::{
     gpu::{Buffer, Gpu, Pinned},
     metadata::Metadata,
-    products::partial_bytes,
+    products::{partial_bytes, squares_bytes},
 };
 use crate::{
     backend::{Capacity, MOST_BEST, RopeStyle, Shape},
@@ -40,6 +40,8 @@ pub(super) struct State {
     pub(super) x: Buffer,
     /// Normalised rows, `[max(T, logit_rows), dim]`.
     pub(super) hidden: Buffer,
+    /// Sums of squares of the residual stream, by 64 numbers and token of a wide step.
+    pub(super) squares: Buffer,
     /// `[T, heads * head_dim]`
     pub(super) q: Buffer,
     /// `[T, kv_heads * head_dim]`
@@ -82,6 +84,7 @@ pub(super) struct State {
 struct Sizes {
     x: usize,
     hidden: usize,
+    squares: usize,
     q: usize,
     kv: usize,
     inside: usize,
@@ -104,6 +107,7 @@ impl Sizes {
         Self {
             x: floats(tokens, shape.dim),
             hidden: floats(tokens.max(capacity.logit_rows), shape.dim),
+            squares: squares_bytes(shape.dim),
             q: floats(tokens, shape.heads * shape.head_dim),
             kv: floats(tokens, shape.kv_heads * shape.head_dim),
             inside: floats(tokens, shape.ffn_dim),
@@ -119,6 +123,7 @@ impl Sizes {
     fn total(&self) -> usize {
         let activations = self.x + self.hidden + 2 * self.q + 2 * self.kv + self.inside + 3 * self.angles;
         activations
+            + self.squares
             + self.logits
             + 3 * self.best
             + self.best_partial
@@ -148,6 +153,7 @@ impl State {
             metadata: Metadata::new(gpu, capacity, shape.heads / shape.kv_heads)?,
             x: make(sizes.x, "the residual stream")?,
             hidden: make(sizes.hidden, "normalised activations")?,
+            squares: make(sizes.squares, "sums of squares")?,
             q: make(sizes.q, "queries")?,
             k: make(sizes.kv, "keys")?,
             v: make(sizes.kv, "values")?,

@@ -32,6 +32,8 @@ pub(crate) struct Spec {
     /// Of the matrices; vectors are F32. Types with blocks of 256 want `dim`, `ffn` and
     /// `heads * head_dim` to be multiples of 256.
     pub(crate) dtype: DType,
+    /// Of `attn_v` and `ffn_up`, which mixtures store otherwise than their neighbours.
+    pub(crate) other: Option<DType>,
     pub(crate) layers: usize,
     pub(crate) dim: usize,
     pub(crate) heads: usize,
@@ -51,6 +53,7 @@ impl Default for Spec {
             family: Family::Llama,
             vocabulary: Vocabulary::Bpe,
             dtype: DType::Q8_0,
+            other: None,
             layers: 2,
             dim: 64,
             heads: 2,
@@ -76,7 +79,9 @@ pub(crate) fn writer(spec: &Spec) -> Writer {
     let vocab = tokens(spec.vocabulary).len();
     let matrix = |w: Writer, rng: &mut Rng, name: &str, cols: usize, rows: usize| {
         let rms = 1.0 / (cols as f32).sqrt();
-        w.tensor(name, &[cols, rows], spec.dtype, random_blocks(spec.dtype, cols * rows, rms, rng))
+        let other = name.ends_with("attn_v.weight") || name.ends_with("ffn_up.weight");
+        let dtype = spec.other.filter(|_| other).unwrap_or(spec.dtype);
+        w.tensor(name, &[cols, rows], dtype, random_blocks(dtype, cols * rows, rms, rng))
     };
     let near = |rng: &mut Rng, n: usize, centre: f32, spread: f32| -> Vec<f32> {
         (0..n).map(|_| centre + spread * rng.signed()).collect()
