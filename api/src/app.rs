@@ -31,6 +31,7 @@ use crate::{
     error::{ApiError, RETRY_AFTER_MS, shape_rejections},
     observe::{self, Metrics},
     routes,
+    stream::PREDICTED_TTFT,
     transport::{self, Limits, guard, tls::Tls},
 };
 
@@ -56,6 +57,8 @@ pub struct ServerConfig {
     /// Whether [`serve`] ends when the engine has failed, so that a supervisor starts the process again.
     /// Without, requests are refused and `/health` says `failed` until somebody does.
     pub exit_on_failure: bool,
+    /// How long running requests may go on once the server is told to end.
+    pub drain_timeout: Duration,
     /// The host of the server's own address, where requests may only name that or this machine: without
     /// keys, on a loopback address, such a name is all that keeps other sites' pages out. `None`: any.
     pub local_host: Option<String>,
@@ -76,6 +79,7 @@ impl ServerConfig {
             max_queue: 256,
             keep_alive: Duration::from_secs(15),
             exit_on_failure: true,
+            drain_timeout: Duration::from_secs(30),
             local_host: None,
             limits: Limits::default(),
             tls: None,
@@ -138,6 +142,13 @@ impl AppState {
         self.0.draining.store(true, Ordering::SeqCst);
         if let Some(model) = self.0.model.get() {
             model.engine.drain();
+        }
+    }
+
+    /// Ends what is unfinished with an error.
+    fn end(&self) {
+        if let Some(model) = self.0.model.get() {
+            model.engine.end();
         }
     }
 
@@ -320,6 +331,7 @@ fn cors(origins: &[String]) -> CorsLayer {
         HeaderName::from_static("x-should-retry"),
         header::RETRY_AFTER,
         RETRY_AFTER_MS,
+        PREDICTED_TTFT,
     ];
     for kind in ["requests", "tokens"] {
         for what in ["limit", "remaining", "reset"] {
@@ -373,7 +385,11 @@ pub async fn serve(
             }
         }
         state.drain();
-        state.idle().await;
+        if tokio::time::timeout(state.config().drain_timeout, state.idle()).await.is_err() {
+            tracing::warn!("drain-timeout is over: ending the requests that still run");
+            state.end();
+            state.idle().await;
+        }
     };
     let ServerConfig { limits, tls, .. } = state.config();
     transport::serve(listener, app(state.clone()), limits.clone(), tls.clone(), end).await?;

@@ -11,6 +11,7 @@ mod values;
 use std::{
     ffi::OsString,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use m40llm::auth::{DefaultLimits, SigningSecret, vault::VaultConfig};
@@ -21,8 +22,8 @@ use tracing::level_filters::LevelFilter;
 pub(crate) use reload::{Reloaded, Reloader};
 pub(crate) use values::{Addr, LogFormat, OtlpEndpoint, addr, pem_file, prompt_format};
 use values::{
-    Backend, OnDeviceFailure, Origins, backend, boolean, cors_origins, ctx_size, device, key_limit,
-    kv_memory, kv_type, log_format, log_level, max_batch, max_connections, max_queue, model_alias,
+    Backend, OnDeviceFailure, Origins, backend, boolean, cors_origins, ctx_size, device, drain_timeout,
+    key_limit, kv_memory, kv_type, log_format, log_level, max_batch, max_connections, max_queue, model_alias,
     on_device_failure, otlp_endpoint, prefix_cache, state_dir, threads, trace_file,
 };
 
@@ -92,6 +93,9 @@ pub(crate) struct ServeArgs {
     /// [default: per-caller]
     #[arg(long, value_name = "shared|per-caller|off", value_parser = prefix_cache)]
     prefix_cache: Option<PrefixCache>,
+    /// How long running requests may go on after SIGTERM; then they end with an error [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = drain_timeout)]
+    drain_timeout: Option<Duration>,
     /// How messages become a prompt: auto, raw, llama3-chat, qwen-chat or template [default: auto]
     #[arg(long, value_name = "FORMAT", value_parser = prompt_format)]
     prompt_format: Option<PromptFormat>,
@@ -178,6 +182,8 @@ pub(crate) struct ServeConfig {
     pub default_limits: DefaultLimits,
     /// End the process once the device has failed.
     pub exit_on_failure: bool,
+    /// How long running requests may go on at the end.
+    pub drain_timeout: Duration,
     /// Certificate and key; without, plain HTTP.
     pub tls: Option<(PathBuf, PathBuf)>,
     /// Most connections at once, when said.
@@ -279,6 +285,9 @@ impl ServeArgs {
                 tpm: layers.pick(self.default_tpm, "default-tpm", key_limit)?,
                 concurrency: layers.pick(self.default_concurrency, "default-concurrency", key_limit)?,
             },
+            drain_timeout: layers
+                .pick(self.drain_timeout, "drain-timeout", drain_timeout)?
+                .unwrap_or(Duration::from_secs(30)),
             exit_on_failure: layers
                 .pick(self.on_device_failure, "on-device-failure", on_device_failure)?
                 .unwrap_or_default()
@@ -350,6 +359,7 @@ const KEYS: &[Key] = &[
     Key("require-sm52", Kind::Truth, |s| boolean(s).map(drop)),
     Key("ctx-size", Kind::Number, |s| ctx_size(s).map(drop)),
     Key("max-batch", Kind::Number, |s| max_batch(s).map(drop)),
+    Key("drain-timeout", Kind::Name, |s| drain_timeout(s).map(drop)),
     Key("max-queue", Kind::Number, |s| max_queue(s).map(drop)),
     Key("threads", Kind::Number, |s| threads(s).map(drop)),
     Key("kv-type", Kind::Text, |s| kv_type(s).map(drop)),
@@ -567,9 +577,9 @@ mod tests {
         assert_eq!(config.addr.to_string(), "127.0.0.1:58439");
         assert_eq!(config.model.engine.max_queue, 256);
         assert_eq!(config.model.engine.kv_type, KvType::F16);
-        assert!(!config.model.engine.cublas);
         assert_eq!(config.model.engine.prefix_cache, PrefixCache::PerCaller);
         assert_eq!(config.model.engine.kv_memory, None);
+        assert!(!config.model.engine.cublas);
         assert_eq!(config.model.engine.backend, BackendChoice::Auto);
         assert_eq!(config.prompt_format, PromptFormat::Auto);
         let vault = config.vault.expect("keys");
@@ -577,6 +587,7 @@ mod tests {
         assert!(vault.signing_secret.is_none() && !config.private_docs);
         assert!(config.model.asked_device.is_empty());
         assert!(config.exit_on_failure);
+        assert_eq!(config.drain_timeout, Duration::from_secs(30));
         assert_eq!((config.log_format, config.log_level), (LogFormat::Text, LevelFilter::INFO));
         assert_eq!(config.otlp_endpoint, None);
     }
@@ -689,6 +700,7 @@ mod tests {
             ("backend = \"gpu\"", &["\"backend\"", "m40llm.toml", "auto, cuda, cpu"]),
             ("on-device-failure = \"hang\"", &["\"on-device-failure\"", "exit, stay"]),
             ("prefix-cache = \"all\"", &["\"prefix-cache\"", "shared, per-caller, off"]),
+            ("drain-timeout = \"soon\"", &["\"drain-timeout\"", "30s"]),
             ("kv-memory = \"4 bananas\"", &["\"kv-memory\"", "512MB"]),
             ("log-format = \"xml\"", &["\"log-format\"", "text, json"]),
             ("log-level = \"loud\"", &["\"log-level\"", "error, warn, info, debug, trace"]),

@@ -135,6 +135,13 @@ impl ApiError {
         error
     }
 
+    /// The same for those who are to come again, but after `wait`.
+    #[must_use]
+    pub(crate) fn retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+
     /// 401: no key, or none that is valid.
     pub fn unauthorized(message: impl Into<String>) -> Self {
         let mut error = Self::new(StatusCode::UNAUTHORIZED, INVALID, message);
@@ -201,6 +208,10 @@ impl ApiError {
     /// What the engine did not take. `param` is the request's prompt field.
     pub fn submit(error: SubmitError, param: &str) -> Self {
         match error {
+            SubmitError::WouldWait { predicted, most } => {
+                Self::overloaded(format!("max_wait_ms: {error}; try again later"))
+                    .retry_after(predicted.saturating_sub(most))
+            }
             SubmitError::QueueFull(_) | SubmitError::Draining => {
                 Self::overloaded(format!("{error}; try again later"))
             }
@@ -241,6 +252,9 @@ impl ApiError {
 
 impl From<EngineError> for ApiError {
     fn from(error: EngineError) -> Self {
+        if matches!(error, EngineError::Ended) {
+            return Self::overloaded(format!("{error}; try again later"));
+        }
         Self::internal(error.to_string())
     }
 }

@@ -16,7 +16,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::stream::{self, BoxStream};
-use m40llm_engine::{EngineError, Event, FinishReason, GenerateRequest, Generation, Timings, TokenOut};
+use m40llm_engine::{
+    EngineError, Event, FinishReason, GenerateRequest, Generation, SubmitError, Timings, TokenOut,
+};
 use serde::Serialize;
 use tokio::time::Sleep;
 use tokio_stream::{StreamExt as _, StreamMap};
@@ -45,6 +47,8 @@ pub(crate) struct Sequences {
     started: Instant,
     first_output: Option<Duration>,
     failed: bool,
+    /// Until the first token, as it was expected.
+    predicted: Duration,
 }
 
 /// What is kept of a sequence for logs and metrics.
@@ -57,6 +61,9 @@ struct Part {
     last_output: Option<Instant>,
     reason: Option<FinishReason>,
 }
+
+/// In milliseconds.
+pub(crate) const PREDICTED_TTFT: HeaderName = HeaderName::from_static("x-m40-predicted-ttft-ms");
 
 /// A finished sequence.
 #[derive(Debug)]
@@ -90,16 +97,20 @@ impl Sequences {
         log.set_model(&state.config().model_id);
         let mut streams = StreamMap::with_capacity(count);
         let mut parts = Vec::with_capacity(count);
+        let mut predicted = Duration::ZERO;
         let mut requests = requests.into_iter().peekable();
         while let Some(prompt_tokens) = requests.peek().map(|first| first.prompt.len() as u64) {
             let choices = requests.by_ref().take(per_prompt).collect();
             // On an error the generations before these are dropped, and so cancelled.
             let generations = model.engine.submit_choices(choices).map_err(|e| {
                 ticket.forgive();
-                ApiError::submit(e, param)
+                let full = matches!(e, SubmitError::QueueFull(_));
+                let error = ApiError::submit(e, param);
+                if full { error.retry_after(model.engine.next_place()) } else { error }
             })?;
             for (choice, generation) in generations.into_iter().enumerate() {
                 meters.push(Arc::clone(generation.meter()));
+                predicted = predicted.max(generation.predicted_first_token());
                 let prompt_tokens = if choice == 0 { prompt_tokens } else { 0 };
                 let timings = generation.timings();
                 parts.push(Part { timings, prompt_tokens, tokens: 0, last_output: None, reason: None });
@@ -119,7 +130,13 @@ impl Sequences {
             started: Instant::now(),
             first_output: None,
             failed: false,
+            predicted,
         })
+    }
+
+    /// A header of the answer: after how long its first token was expected.
+    pub(crate) fn predicted(&self) -> [(HeaderName, HeaderValue); 1] {
+        [(PREDICTED_TTFT, HeaderValue::from(self.predicted.as_millis() as u64))]
     }
 
     /// The next event of any sequence; `None` after the last sequence's end.
@@ -333,6 +350,7 @@ pub(crate) async fn respond(
     mut wire: impl Wire,
     framing: Framing,
 ) -> Result<Response, ApiError> {
+    let predicted = sequences.predicted();
     let pause = sequences.state.config().keep_alive;
     let first = match tokio::time::timeout(pause, sequences.next()).await {
         Ok(Some((_, Event::Failed(error)))) => return Err(error.into()),
@@ -362,7 +380,7 @@ pub(crate) async fn respond(
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
         (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ];
-    Ok((headers, Extension(filler), body).into_response())
+    Ok((headers, predicted, Extension(filler), body).into_response())
 }
 
 /// A stream under way; dropped when the client goes, and the work with it.

@@ -1,6 +1,6 @@
 //! What can go wrong, in the caller's words.
 
-use std::any::Any;
+use std::{any::Any, time::Duration};
 
 use crate::{gguf::GgufError, text::TextError};
 
@@ -28,6 +28,9 @@ pub enum EngineError {
     /// The configuration asks for what cannot be had.
     #[error("{0}")]
     Config(String),
+    /// The engine was told to end before its requests were done.
+    #[error("the server is shutting down")]
+    Ended,
 }
 
 /// Why a request was not taken.
@@ -36,6 +39,18 @@ pub enum SubmitError {
     /// `--max-queue` requests are waiting already.
     #[error("the queue is full ({0} requests are waiting)")]
     QueueFull(usize),
+    /// The first token is predicted to come later than the request would wait.
+    #[error(
+        "the first token is expected in {} ms, later than the {} ms that the request would wait",
+        predicted.as_millis(),
+        most.as_millis()
+    )]
+    WouldWait {
+        /// Until the first token.
+        predicted: Duration,
+        /// What the request allows.
+        most: Duration,
+    },
     /// The engine is finishing its last requests.
     #[error("the server is shutting down")]
     Draining,

@@ -7,7 +7,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::mpsc;
@@ -50,6 +50,7 @@ pub struct Generation {
     meter: Arc<Meter>,
     timings: Timings,
     shared: Arc<Shared>,
+    predicted: Duration,
 }
 
 impl Drop for Generation {
@@ -61,6 +62,11 @@ impl Drop for Generation {
 }
 
 impl Generation {
+    /// After how long the first token was expected when the request was submitted.
+    pub fn predicted_first_token(&self) -> Duration {
+        self.predicted
+    }
+
     /// The next event; `None` after [`Event::Done`] or [`Event::Failed`].
     pub async fn next(&mut self) -> Option<Event> {
         self.events.recv().await
@@ -79,6 +85,24 @@ impl Generation {
     /// When its work began; goes on telling it after the generation is dropped.
     pub fn timings(&self) -> Timings {
         self.timings.clone()
+    }
+}
+
+/// A histogram whose bounds are powers of two of a unit: the first bucket is up to one, the last without a bound.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Distribution {
+    /// Observations of each bucket, not cumulated.
+    pub buckets: [u64; 14],
+    /// Of all observations.
+    pub sum: f64,
+}
+
+impl Distribution {
+    pub(crate) fn observe(&mut self, value: f64, unit: f64) {
+        let over = self.buckets.len() - 1;
+        let bucket = (0..over).find(|&i| value <= unit * f64::from(1u32 << i)).unwrap_or(over);
+        self.buckets[bucket] += 1;
+        self.sum += value;
     }
 }
 
@@ -107,6 +131,10 @@ pub struct Stats {
     pub generated_tokens: u64,
     /// Times a sequence had to give its blocks back, to be computed again.
     pub preemptions: u64,
+    /// Seconds of steps, in milliseconds times powers of two.
+    pub step_seconds: Distribution,
+    /// Sequences in a step, in powers of two.
+    pub step_sequences: Distribution,
     /// Kernels launched on the device since it was opened; 0 on a CPU.
     pub kernel_launches: u64,
     /// Times the host has waited for the device; 0 on a CPU.
@@ -340,12 +368,18 @@ impl Engine {
         if inner.draining.load(Ordering::Relaxed) {
             return Err(SubmitError::Draining);
         }
+        let predicted = requests.first().map_or(Duration::ZERO, |first| {
+            lock(&inner.shared.forecast).first_token(first.caller, first.weight, first.prompt.len())
+        });
         let mut jobs: Vec<Job> = Vec::with_capacity(requests.len());
         let mut generations = Vec::with_capacity(requests.len());
         for request in requests {
             self.check(&request)?;
             if jobs.first().is_some_and(|first| first.request.prompt != request.prompt) {
                 return Err(SubmitError::InvalidPrompt("choices must have one prompt".into()));
+            }
+            if let Some(most) = request.max_wait.filter(|&most| predicted > most) {
+                return Err(SubmitError::WouldWait { predicted, most });
             }
             let place = Place::take(&inner.active, inner.max_active)
                 .ok_or(SubmitError::QueueFull(inner.max_active - inner.max_batch))?;
@@ -362,7 +396,7 @@ impl Engine {
                 trace,
             });
             let shared = Arc::clone(&inner.shared);
-            generations.push(Generation { events, meter, timings, shared });
+            generations.push(Generation { events, meter, timings, shared, predicted });
         }
         inner.jobs.send(jobs).map_err(|_| SubmitError::Stopped("its worker thread is gone".into()))?;
         inner.shared.bell.ring();
@@ -387,6 +421,18 @@ impl Engine {
             ))),
             None => Ok(()),
         }
+    }
+
+    /// After how long a request that finds the queue full may come again: until somebody is expected to be done.
+    pub fn next_place(&self) -> Duration {
+        lock(&self.inner.shared.forecast).next_place()
+    }
+
+    /// Ends what is unfinished, with [`EngineError::Ended`], within one step.
+    pub fn end(&self) {
+        self.drain();
+        self.inner.shared.ending.store(true, Ordering::Relaxed);
+        self.inner.shared.bell.ring();
     }
 
     /// The worker's numbers now.

@@ -25,6 +25,8 @@ pub struct GenerateRequest {
     pub caller: CallerId,
     /// The caller's weight beside others; 0 counts as 1.
     pub weight: u32,
+    /// Refuse at once what is not expected to have its first token by then.
+    pub max_wait: Option<Duration>,
     /// Who allows its tokens, one by one; `None`: nobody need be asked. Requests may share one.
     pub allowance: Option<Arc<dyn Allowance>>,
 }

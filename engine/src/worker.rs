@@ -5,7 +5,10 @@ mod output;
 use std::{
     collections::{HashMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -20,7 +23,7 @@ use crate::{
     model::Decoder,
     request::{Allowance, Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage},
     sampling::{Sampler, log_softmax_of, top_logprobs},
-    sched::{Arrival, Batch, Planned, Resources, Scheduler, SequenceId},
+    sched::{Arrival, Batch, Forecast, Planned, Resources, Scheduler, SequenceId},
     spans::Trace,
     text::Tokenizer,
 };
@@ -41,6 +44,10 @@ pub(crate) struct Shared {
     pub(crate) stats: Mutex<Stats>,
     /// Set once, when the worker ends by a lost device or a panic.
     pub(crate) failure: Mutex<Option<String>>,
+    /// What a new request would wait for.
+    pub(crate) forecast: Mutex<Forecast>,
+    /// Set when what is unfinished is to end.
+    pub(crate) ending: AtomicBool,
     /// Rung with every request that comes or goes.
     pub(crate) bell: Bell,
 }
@@ -122,13 +129,20 @@ impl<B: Backend> Worker<'_, B> {
         self.publish();
         while self.receive() {
             let began = Instant::now();
+            if self.shared.ending.load(Ordering::Relaxed) {
+                self.fail_all(&EngineError::Ended);
+                continue;
+            }
             self.drop_cancelled();
             let pause = self.draw();
             self.scheduler.plan(&mut batch, &mut planned);
             self.publish();
             if !batch.tokens.is_empty() {
                 self.step(&batch, &planned)?;
-                self.scheduler.took(began.elapsed());
+                let took = began.elapsed();
+                self.scheduler.took(took);
+                self.stats.step_seconds.observe(took.as_secs_f64(), 0.001);
+                self.stats.step_sequences.observe(batch.sequences.len() as f64, 1.0);
                 self.publish();
             } else if let Some(pause) = pause {
                 self.shared.bell.wait(pause);
@@ -302,6 +316,7 @@ impl<B: Backend> Worker<'_, B> {
         let Counters { launches, syncs } = self.decoder.counters();
         (self.stats.kernel_launches, self.stats.device_syncs) = (launches, syncs);
         *lock(&self.shared.stats) = self.stats;
+        self.scheduler.forecast(&mut lock(&self.shared.forecast));
     }
 }
 

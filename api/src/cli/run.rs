@@ -109,6 +109,7 @@ fn server_config(model: &Path, config: &ServeConfig) -> ServerConfig {
         cors_origins: config.cors_origins.clone(),
         max_queue: config.model.engine.max_queue,
         exit_on_failure: config.exit_on_failure,
+        drain_timeout: config.drain_timeout,
         // As long as there is no key; the address is a loopback one then.
         local_host: config.vault.is_some().then(|| config.addr.host().to_owned()),
         limits: Limits { connections: connections(config.max_connections), ..Limits::default() },

@@ -4,6 +4,7 @@ use std::{
     fmt,
     net::{SocketAddr, ToSocketAddrs},
     path::PathBuf,
+    time::Duration,
 };
 
 use m40llm_engine::{DeviceId, KvType, PrefixCache, text::PromptFormat};
@@ -107,6 +108,21 @@ pub(crate) fn kv_memory(s: &str) -> Result<u64, String> {
     bytes
         .filter(|&n| n > 0)
         .ok_or_else(|| "a size such as 512MB, 4GiB or a number of bytes is allowed".into())
+}
+
+/// `--drain-timeout`: seconds, or with a unit.
+pub(crate) fn drain_timeout(s: &str) -> Result<Duration, String> {
+    let (digits, unit) = match s.strip_suffix(['s', 'm', 'h']) {
+        Some(digits) if s.ends_with('m') => (digits, 60),
+        Some(digits) if s.ends_with('h') => (digits, 3600),
+        Some(digits) => (digits, 1),
+        None => (s, 1),
+    };
+    let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    let seconds = plain.then(|| digits.parse::<u32>().ok()).flatten();
+    seconds
+        .map(|n| Duration::from_secs(u64::from(n) * unit))
+        .ok_or_else(|| "a time such as 30s, 5m or a number of seconds is allowed".into())
 }
 
 /// `--on-device-failure`.
@@ -284,6 +300,16 @@ pub(crate) fn max_queue(s: &str) -> Result<usize, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_to_drain_have_units() {
+        for (s, seconds) in [("0", 0), ("45", 45), ("30s", 30), ("5m", 300), ("1h", 3600)] {
+            assert_eq!(drain_timeout(s), Ok(Duration::from_secs(seconds)));
+        }
+        for bad in ["", "s", "-1s", "1.5s", "1d", "soon", "99999999999s"] {
+            assert!(drain_timeout(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn sizes_have_units() {

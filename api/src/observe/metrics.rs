@@ -15,7 +15,7 @@ use std::{
 };
 
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
-use m40llm_engine::Stats;
+use m40llm_engine::{Distribution, Stats};
 
 use super::{otlp, request_log::Outcome};
 
@@ -309,6 +309,26 @@ fn engine(page: &mut Page, Gauges { stats, ready }: &Gauges) {
         stats.paused,
     );
     page.one("m40llm_kv_blocks_used", "gauge", "KV cache blocks in use.", stats.kv_blocks_used);
+    page.one(
+        "m40llm_kv_blocks_cached",
+        "gauge",
+        "KV cache blocks that nobody uses and that are kept for the prompts they hold.",
+        stats.kv_blocks_cached,
+    );
+    page.one(
+        "m40llm_prefix_cached_tokens_total",
+        "counter",
+        "Prompt tokens taken from the prefix cache.",
+        stats.cached_tokens,
+    );
+    page.one(
+        "m40llm_preemptions_total",
+        "counter",
+        "Times a sequence gave its blocks back, to be computed again.",
+        stats.preemptions,
+    );
+    page.distribution("m40llm_step_seconds", "Time of a step.", &stats.step_seconds, 0.001);
+    page.distribution("m40llm_step_sequences", "Sequences in a step.", &stats.step_sequences, 1.0);
     page.one("m40llm_kv_blocks", "gauge", "KV cache blocks in all.", stats.kv_blocks_total);
     page.one(
         "m40llm_kernel_launches_total",
@@ -344,6 +364,19 @@ impl Page {
         let _ = writeln!(self.0, "{name} {number}");
     }
 
+    /// A histogram of the engine's, whose bounds are powers of two of `unit`.
+    fn distribution(&mut self, name: &str, help: &str, distribution: &Distribution, unit: f64) {
+        self.many(name, "histogram", help);
+        let mut count = 0;
+        for (i, bucket) in distribution.buckets.iter().enumerate() {
+            count += bucket;
+            let last = i + 1 == distribution.buckets.len();
+            let bound = if last { "+Inf".to_owned() } else { (unit * f64::from(1u32 << i)).to_string() };
+            let _ = writeln!(self.0, "{name}_bucket{{le=\"{bound}\"}} {count}");
+        }
+        let _ = writeln!(self.0, "{name}_sum {}\n{name}_count {count}", distribution.sum);
+    }
+
     fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
         self.many(name, "histogram", help);
         let mut count = 0;
@@ -372,8 +405,8 @@ pub(crate) const METRICS_TYPE: (HeaderName, HeaderValue) =
 mod tests {
     use super::*;
 
-    fn render(metrics: &Metrics, stats: Stats) -> String {
-        metrics.render(&Gauges { stats, ready: true })
+    fn render(metrics: &Metrics, stats: &Stats) -> String {
+        metrics.render(&Gauges { stats: *stats, ready: true })
     }
 
     #[test]
@@ -383,8 +416,11 @@ mod tests {
             metrics.observe_first_token(Duration::from_millis(ms));
         }
         metrics.observe_inter_token(Duration::from_micros(1500));
-        let stats = Stats { running: 2, kernel_launches: 5, device_syncs: 3, ..Stats::default() };
-        let text = render(&metrics, stats);
+        let mut stats = Stats { running: 2, kernel_launches: 5, device_syncs: 3, ..Stats::default() };
+        stats.step_seconds.buckets[1] = 3;
+        stats.step_seconds.buckets[13] = 1;
+        stats.step_seconds.sum = 99.5;
+        let text = render(&metrics, &stats);
         assert!(text.contains("m40llm_time_to_first_token_seconds_bucket{le=\"0.01\"} 1\n"));
         assert!(text.contains("m40llm_time_to_first_token_seconds_bucket{le=\"0.025\"} 3\n"));
         assert!(text.contains("m40llm_time_to_first_token_seconds_bucket{le=\"120\"} 3\n"));
@@ -393,6 +429,11 @@ mod tests {
         assert!(text.contains("m40llm_inter_token_seconds_bucket{le=\"0.001\"} 0\n"));
         assert!(text.contains("m40llm_inter_token_seconds_bucket{le=\"0.002\"} 1\n"));
         assert!(text.contains("m40llm_sequences_running 2\n"));
+        assert!(text.contains("m40llm_step_seconds_bucket{le=\"0.001\"} 0\n"));
+        assert!(text.contains("m40llm_step_seconds_bucket{le=\"0.002\"} 3\n"));
+        assert!(text.contains("m40llm_step_seconds_bucket{le=\"4.096\"} 3\n"));
+        assert!(text.contains("m40llm_step_seconds_bucket{le=\"+Inf\"} 4\n"));
+        assert!(text.contains("m40llm_step_seconds_sum 99.5\nm40llm_step_seconds_count 4\n"));
         assert!(
             text.contains("# TYPE m40llm_kernel_launches_total counter\nm40llm_kernel_launches_total 5\n")
         );
@@ -408,7 +449,7 @@ mod tests {
         metrics.end_request("/health", "GET", StatusCode::OK);
         metrics.end_request("/health", "GET", StatusCode::OK);
         metrics.end_request("unmatched", "other", StatusCode::NOT_FOUND);
-        let text = render(&metrics, Stats::default());
+        let text = render(&metrics, &Stats::default());
         assert!(text.contains("m40llm_requests_total{route=\"/health\",method=\"GET\",status=\"200\"} 2\n"));
         assert!(text.contains("{route=\"unmatched\",method=\"other\",status=\"404\"} 1\n"));
         assert!(text.contains("\nm40llm_requests_in_flight 1\n"));
@@ -422,14 +463,14 @@ mod tests {
                 metrics.count_refused(reason);
             }
             let line = format!("\nm40llm_refused_total{{reason=\"{name}\"}} {}\n", i + 1);
-            assert!(render(&metrics, Stats::default()).contains(&line), "{line}");
+            assert!(render(&metrics, &Stats::default()).contains(&line), "{line}");
         }
         for (i, outcome) in Outcome::ALL.into_iter().enumerate() {
             for _ in 0..=i {
                 metrics.count_outcome(outcome);
             }
             let line = format!("\nm40llm_outcomes_total{{outcome=\"{}\"}} {}\n", outcome.name(), i + 1);
-            assert!(render(&metrics, Stats::default()).contains(&line), "{line}");
+            assert!(render(&metrics, &Stats::default()).contains(&line), "{line}");
         }
     }
 

@@ -30,6 +30,10 @@ pub struct ChatRequest {
     #[serde(default, deserialize_with = "int")]
     #[schema(minimum = 1)]
     pub max_completion_tokens: Option<i64>,
+    /// Refuse the request at once, with 503, when its first token is expected later than so many milliseconds.
+    #[serde(default, deserialize_with = "int")]
+    #[schema(minimum = 0)]
+    pub max_wait_ms: Option<i64>,
     /// Randomness, 0 to 2, 1 when absent. 0 always takes the most likely token.
     #[serde(default, deserialize_with = "number")]
     #[schema(minimum = 0, maximum = 2)]

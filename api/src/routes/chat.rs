@@ -63,6 +63,7 @@ pub(super) async fn create(
         let wire = Chunks { head, n, model, include_usage: job.include_usage, logprobs: job.logprobs };
         return respond(sequences, wire, Framing::Sse).await;
     }
+    let predicted = sequences.predicted();
     let (outcomes, usage) = sequences.collect().await?;
     let choices = outcomes.into_iter().enumerate().map(|(index, outcome)| ChatChoice {
         index,
@@ -70,7 +71,7 @@ pub(super) async fn create(
         logprobs: job.logprobs.then(|| logprobs::chat(model.engine.tokenizer(), &outcome.tokens)),
         finish_reason: finish_reason(outcome.reason),
     });
-    Ok(Json(ChatCompletion {
+    let answer = Json(ChatCompletion {
         id: head.id,
         object: "chat.completion",
         created: head.created,
@@ -78,8 +79,8 @@ pub(super) async fn create(
         system_fingerprint: head.fingerprint,
         choices: choices.collect(),
         usage,
-    })
-    .into_response())
+    });
+    Ok((predicted, answer).into_response())
 }
 
 /// A streamed answer.

@@ -60,8 +60,9 @@ pub(super) async fn create(
     if job.stream {
         return respond(sequences, Pieces::new(head, model, &job), Framing::Sse).await;
     }
+    let predicted = sequences.predicted();
     let (outcomes, usage) = sequences.collect().await?;
-    Ok(Json(Completion {
+    let answer = Json(Completion {
         id: &head.id,
         object: "text_completion",
         created: head.created,
@@ -69,8 +70,8 @@ pub(super) async fn create(
         system_fingerprint: &head.fingerprint,
         choices: choices(outcomes, &job, &model),
         usage: Some(Some(usage)),
-    })
-    .into_response())
+    });
+    Ok((predicted, answer).into_response())
 }
 
 /// The best `n` of each prompt's candidates, as whole choices.

@@ -56,6 +56,10 @@ pub(super) struct NativeRequest {
     seed: Option<i64>,
     /// Text that ends the output and is left out of it: a string, or up to 16.
     stop: Option<Stop>,
+    /// Refuse the request at once, with 503, when its first token is expected later than so many milliseconds.
+    #[serde(default, deserialize_with = "int")]
+    #[schema(minimum = 0)]
+    max_wait_ms: Option<i64>,
     /// Send NDJSON lines, or server-sent events when the request accepts `text/event-stream`.
     stream: Option<bool>,
     /// `auto`, `raw`, `llama3-chat`, `qwen-chat` or `template`; the server's own when absent. All but
@@ -128,11 +132,12 @@ pub(super) async fn generate(
         let framing = if accepts_sse(&headers) { Framing::Sse } else { Framing::Ndjson };
         return respond(sequences, Pieces { framing, reason: FinishReason::Stop }, framing).await;
     }
+    let predicted = sequences.predicted();
     let (outcomes, usage) = sequences.collect().await?;
     let outcome =
         outcomes.into_iter().next().ok_or_else(|| ApiError::internal("The engine gave no output."))?;
     let finish_reason = finish_reason(outcome.reason);
-    Ok(Json(NativeResponse { output: outcome.text, finish_reason, usage }).into_response())
+    Ok((predicted, Json(NativeResponse { output: outcome.text, finish_reason, usage })).into_response())
 }
 
 fn accepts_sse(headers: &HeaderMap) -> bool {
@@ -159,6 +164,7 @@ fn prepare(
     }
     .check(tokenizer.vocab_size())?;
     let max_tokens = validate::max_tokens(request.max_tokens, None, 0)?;
+    let max_wait = validate::max_wait(request.max_wait_ms)?;
     let stop = validate::stop(request.stop)?;
     let format =
         request.prompt_format.as_deref().map_or(Ok(config.prompt_format), validate::prompt_format)?;
@@ -174,7 +180,7 @@ fn prepare(
         _ => request.prompt,
     };
     let prompt = tokenizer.encode(&prompt, true, true);
-    Ok(GenerateRequest { prompt, max_tokens, sampling, stop, ..GenerateRequest::default() })
+    Ok(GenerateRequest { prompt, max_tokens, max_wait, sampling, stop, ..GenerateRequest::default() })
 }
 
 /// A streamed output.

@@ -4,8 +4,8 @@ use m40llm_engine::GenerateRequest;
 use serde_json::Value as Json;
 
 use super::{
-    MAX_TOP_LOGPROBS, Sampling, choices, include_usage, integer, max_tokens, render, response_format,
-    seed_of, stop, tools,
+    MAX_TOP_LOGPROBS, Sampling, choices, include_usage, integer, max_tokens, max_wait, render,
+    response_format, seed_of, stop, tools,
 };
 use crate::{
     app::{Model, ServerConfig},
@@ -50,6 +50,7 @@ pub(crate) fn chat(request: ChatRequest, model: &Model, config: &ServerConfig) -
     let stream = request.stream.unwrap_or(false);
     let include_usage = include_usage(stream, request.stream_options)?;
     let max_tokens = max_tokens(request.max_tokens, request.max_completion_tokens, 1)?;
+    let max_wait = max_wait(request.max_wait_ms)?;
     let stop = stop(request.stop)?;
     let logprobs = logprobs(request.logprobs, request.top_logprobs)?;
     response_format(request.response_format.as_ref())?;
@@ -70,6 +71,7 @@ pub(crate) fn chat(request: ChatRequest, model: &Model, config: &ServerConfig) -
                 max_tokens,
                 sampling,
                 stop: stop.clone(),
+                max_wait,
                 logprobs,
                 ..GenerateRequest::default()
             }

@@ -3,8 +3,8 @@
 use m40llm_engine::{GenerateRequest, text::Tokenizer};
 
 use super::{
-    MAX_CHOICES, MAX_TOP_LOGPROBS, Sampling, choices, include_usage, integer, max_tokens, response_format,
-    seed_of, stop, token_ids,
+    MAX_CHOICES, MAX_TOP_LOGPROBS, Sampling, choices, include_usage, integer, max_tokens, max_wait,
+    response_format, seed_of, stop, token_ids,
 };
 use crate::{
     app::Model,
@@ -93,6 +93,7 @@ pub(crate) fn completions(
     let n = choices(request.n)?;
     let best_of = best_of(request.best_of, n, stream)?;
     let limit = max_tokens(request.max_tokens, request.max_completion_tokens, 0)?;
+    let max_wait = max_wait(request.max_wait_ms)?;
     let stop = stop(request.stop)?;
     let logprobs = integer("logprobs", request.logprobs, 0..=MAX_TOP_LOGPROBS)?.map(|n| n as usize);
     response_format(request.response_format.as_ref())?;
@@ -123,6 +124,7 @@ pub(crate) fn completions(
                 max_tokens: Some(limit),
                 sampling,
                 stop: stop.clone(),
+                max_wait,
                 // Several candidates are ranked by them.
                 logprobs: logprobs.or((best_of > n).then_some(0)),
                 prompt_logprobs: logprobs.filter(|_| echo),

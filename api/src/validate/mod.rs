@@ -8,7 +8,7 @@ pub(crate) use chat::chat;
 pub(crate) use completions::{CompletionJob, completions};
 pub(crate) use messages::{render, tools};
 
-use std::ops::RangeInclusive;
+use std::{ops::RangeInclusive, time::Duration};
 
 use m40llm_engine::{
     SamplingParams,
@@ -136,6 +136,12 @@ pub(crate) fn max_tokens(
     let old = integer("max_tokens", max_tokens, any.clone())?;
     let new = integer("max_completion_tokens", max_completion_tokens, any)?;
     Ok(new.or(old).map(|n| n as usize))
+}
+
+/// How long a request waits for its first token.
+pub(crate) fn max_wait(milliseconds: Option<i64>) -> Result<Option<Duration>, ApiError> {
+    let milliseconds = integer("max_wait_ms", milliseconds, 0..=i64::from(u32::MAX))?;
+    Ok(milliseconds.map(|n| Duration::from_millis(n as u64)))
 }
 
 /// The stop strings, empty ones left out.
@@ -291,6 +297,13 @@ mod tests {
         assert_eq!(max_tokens(Some(0), None, 0).unwrap(), Some(0));
         assert_eq!(param(&max_tokens(Some(0), None, 1).unwrap_err()), "max_tokens");
         assert_eq!(param(&max_tokens(Some(1), Some(-1), 1).unwrap_err()), "max_completion_tokens");
+    }
+
+    #[test]
+    fn waiting_has_a_bound_of_whole_milliseconds() {
+        assert_eq!(max_wait(None).unwrap(), None);
+        assert_eq!(max_wait(Some(1500)).unwrap(), Some(Duration::from_millis(1500)));
+        assert_eq!(param(&max_wait(Some(-1)).unwrap_err()), "max_wait_ms");
     }
 
     #[test]

@@ -52,6 +52,35 @@ async fn chunks_have_openais_shape() {
 }
 
 #[tokio::test]
+async fn answers_say_when_their_first_token_was_expected_and_waiting_can_be_bounded() {
+    let app = served();
+    for fields in [json!({}), json!({"stream": false, "max_wait_ms": 3_600_000})] {
+        let answer = post(&app, "/v1/chat/completions", &chat(&fields)).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let expected: u64 = answer.header("x-m40-predicted-ttft-ms").parse().unwrap();
+        assert!(expected < 3_600_000, "{expected}");
+    }
+    // By now the speed is known, and nothing is that fast.
+    let prompt = "word ".repeat(400);
+    for (path, body) in [
+        (
+            "/v1/chat/completions",
+            chat(&json!({"messages": [{"role": "user", "content": prompt}], "max_wait_ms": 0})),
+        ),
+        ("/v1/completions", json!({"prompt": prompt, "max_wait_ms": 0})),
+        ("/generate", json!({"prompt": prompt, "max_wait_ms": 0})),
+    ] {
+        let answer = post(&app, path, &body).await;
+        assert_eq!((answer.status.as_u16(), &answer.error()["code"]), (503, &json!("overloaded")), "{path}");
+        assert!(answer.error()["message"].as_str().unwrap().contains("max_wait_ms"), "{path}");
+        let seconds: u64 = answer.header("retry-after").parse().unwrap();
+        assert!((1..=60).contains(&seconds));
+    }
+    let answer = post(&app, "/generate", &json!({"prompt": "x", "max_wait_ms": -1})).await;
+    assert_eq!((answer.status.as_u16(), &answer.error()["param"]), (400, &json!("max_wait_ms")));
+}
+
+#[tokio::test]
 async fn streamed_text_is_the_whole_text() {
     let app = served();
     for fields in [json!({}), json!({"temperature": 1, "seed": 5}), json!({"stop": ["a", "the"]})] {

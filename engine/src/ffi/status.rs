@@ -65,7 +65,7 @@ impl From<EngineError> for Failure {
         let status = match error {
             EngineError::Gguf(_) | EngineError::Text(_) | EngineError::Model(_) => Status::Model,
             EngineError::Backend(_) => Status::Backend,
-            EngineError::DeviceLost(_) => Status::Stopped,
+            EngineError::DeviceLost(_) | EngineError::Ended => Status::Stopped,
             EngineError::Device(_) | EngineError::Config(_) => Status::Config,
         };
         Self::new(status, error.to_string())
@@ -75,7 +75,7 @@ impl From<EngineError> for Failure {
 impl From<SubmitError> for Failure {
     fn from(error: SubmitError) -> Self {
         let status = match error {
-            SubmitError::QueueFull(_) => Status::Busy,
+            SubmitError::QueueFull(_) | SubmitError::WouldWait { .. } => Status::Busy,
             SubmitError::ContextLength { .. } => Status::ContextLength,
             SubmitError::InvalidPrompt(_) => Status::InvalidArgument,
             SubmitError::Draining | SubmitError::Stopped(_) => Status::Stopped,

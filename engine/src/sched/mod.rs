@@ -12,12 +12,14 @@
 //! | `pool` | KV blocks: their holders, and the idle ones that are kept |
 //! | `prefix` | keys by which blocks of the same content are found |
 //! | `pace` | how much of prompts a step may take beside running streams |
+//! | `forecast` | how long a request would wait |
 //! | `batch` | the step that comes out |
 
 mod batch;
 #[cfg(test)]
 mod bounds;
 mod fairness;
+mod forecast;
 mod pace;
 mod pool;
 mod prefix;
@@ -31,6 +33,7 @@ mod sequence;
 mod simulation;
 
 pub use batch::{Batch, BatchSequence, BlockCopy};
+pub use forecast::Forecast;
 pub use pace::Pace;
 pub use pool::BlockPool;
 pub use prefix::PrefixCache;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Arrival, BLOCK_TOKENS, Batch, BatchSequence, BlockPool, CallerLoad, Pace, PrefixCache, SequenceId,
-    blocks_for,
+    Arrival, BLOCK_TOKENS, Batch, BatchSequence, BlockPool, CallerLoad, Forecast, Pace, PrefixCache,
+    SequenceId, blocks_for,
     fairness::{Offer, RoundRobin},
     prefix::Keys,
     queue::Queue,
@@ -16,6 +16,9 @@ const QUANTUM: usize = BLOCK_TOKENS;
 
 /// Tokens that others may compute before a caller who has been alone goes on with its prompts.
 const CREDIT: usize = 2048;
+
+/// The weight of a new measurement of how long places are held.
+const HELD_RATE: f64 = 0.1;
 
 /// What one step may hold.
 #[derive(Debug, Clone, Copy)]
@@ -95,6 +98,10 @@ pub struct Scheduler {
     /// Its decoding sequences and tokens of prompts.
     pub(super) step: (usize, usize),
     pub(super) counts: Counts,
+    /// Seconds that steps have taken in all.
+    pub(super) clock: f64,
+    /// Seconds that a sequence has its place for, of late; 0 before the first has ended.
+    pub(super) held: f64,
 }
 
 impl Scheduler {
@@ -115,6 +122,8 @@ impl Scheduler {
             offers: Vec::with_capacity(limits.sequences),
             step: (0, 0),
             counts: Counts::default(),
+            clock: 0.0,
+            held: 0.0,
         }
     }
 
@@ -133,6 +142,8 @@ impl Scheduler {
         if let Some(at) = self.position(id) {
             if self.running[at].others.is_empty() {
                 let sequence = self.displace(at);
+                let held = self.clock - sequence.placed.unwrap_or(self.clock);
+                self.held += if self.held == 0.0 { held } else { HELD_RATE * (held - self.held) };
                 self.forget(sequence);
             } else {
                 leave(&mut self.running[at], id);
@@ -247,6 +258,15 @@ impl Scheduler {
         self.queue.loads()
     }
 
+    /// What is going on and how fast that has been.
+    pub fn forecast(&self, forecast: &mut Forecast) {
+        forecast.callers.clear();
+        forecast.callers.extend(self.loads());
+        (forecast.places, forecast.running) = (self.limits.sequences, self.running.len());
+        forecast.held = self.held;
+        forecast.measure(&self.pace);
+    }
+
     /// Fills `batch` with the next step and `planned` with whose tokens and rows are in it, in the order of its
     /// sequences. An empty batch means that there is nothing to do.
     pub fn plan(&mut self, batch: &mut Batch, planned: &mut Vec<Planned>) {
@@ -292,6 +312,7 @@ impl Scheduler {
     /// How long the step planned last took, with all that the worker did for it.
     pub fn took(&mut self, time: Duration) {
         let (decoding, prompt) = self.step;
+        self.clock += time.as_secs_f64();
         self.pace.observe(decoding, prompt, time.as_secs_f64());
     }
 
@@ -418,6 +439,7 @@ impl Scheduler {
     /// Gives a sequence a place among the running ones, by its age.
     fn place(&mut self, mut sequence: Sequence) {
         sequence.grant = 0;
+        sequence.placed.get_or_insert(self.clock);
         self.queue.placed(sequence.caller, sequence.weight);
         let at = self.running.partition_point(|s| s.id < sequence.id);
         self.running.insert(at, sequence);

@@ -58,6 +58,8 @@ pub(super) struct Sequence {
     pub(super) published: usize,
     /// Positions below this need no logits row any more; `usize::MAX` when the prompt is not scored.
     pub(super) score_from: usize,
+    /// When it first got a place, by the scheduler's clock.
+    pub(super) placed: Option<f64>,
     /// Tokens of the prompt it may compute in the step being planned.
     pub(super) grant: usize,
 }
@@ -83,6 +85,7 @@ impl Sequence {
             keys: Vec::new(),
             published: 0,
             score_from: if score_prompt { 0 } else { usize::MAX },
+            placed: None,
             grant: 0,
         }
     }

@@ -1,6 +1,11 @@
 //! What the scheduler does, and what of it nobody may notice: outputs, to the bit.
 
-use m40llm_engine::{CallerId, Engine, EngineConfig, GenerateRequest, PrefixCache, SamplingParams};
+use std::time::Duration;
+
+use m40llm_engine::{
+    CallerId, Engine, EngineConfig, EngineError, Event, GenerateRequest, PrefixCache, SamplingParams,
+    SubmitError,
+};
 
 use crate::engine::{collect, demo_model};
 
@@ -85,4 +90,37 @@ fn choices_are_what_each_would_be_alone_and_their_prompt_is_computed_once() {
     let mut different = work;
     different[1].prompt.pop();
     assert!(engine.submit_choices(different).is_err());
+}
+
+#[test]
+fn who_would_wait_too_long_is_refused_at_once_and_told_how_long() {
+    let engine = load(EngineConfig { max_batch: 1, ..EngineConfig::default() });
+    let endless = GenerateRequest { max_tokens: Some(900), ..request(&engine, "Once", None) };
+    assert_eq!(
+        engine.submit(request(&engine, "Once", None)).map(collect).unwrap().usage.completion_tokens,
+        20
+    );
+    let mut running = engine.submit(endless.clone()).unwrap();
+    running.blocking_next();
+    let waits = |most| engine.submit(GenerateRequest { max_wait: Some(most), ..endless.clone() });
+    let refused = waits(Duration::ZERO).unwrap_err();
+    let SubmitError::WouldWait { predicted, .. } = refused else { panic!("{refused}") };
+    assert!(predicted > Duration::ZERO, "a place is taken, and was held for a while by the one before");
+    let queued = waits(Duration::from_secs(3600)).unwrap();
+    assert!(queued.predicted_first_token() > Duration::ZERO && engine.next_place() > Duration::ZERO);
+}
+
+#[test]
+fn an_end_reaches_who_runs_and_who_waits() {
+    let engine = load(EngineConfig { max_batch: 1, ..EngineConfig::default() });
+    let endless = GenerateRequest { max_tokens: Some(900), ..request(&engine, "Once", None) };
+    let mut generations = [engine.submit(endless.clone()).unwrap(), engine.submit(endless.clone()).unwrap()];
+    generations[0].blocking_next();
+    engine.end();
+    for generation in &mut generations {
+        let last = std::iter::from_fn(|| generation.blocking_next()).last();
+        assert!(matches!(last, Some(Event::Failed(EngineError::Ended))), "{last:?}");
+    }
+    assert_eq!(engine.submit(endless).unwrap_err(), SubmitError::Draining);
+    assert_eq!(engine.stats().kv_blocks_used, 0);
 }

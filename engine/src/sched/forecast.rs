@@ -1,0 +1,111 @@
+//! How long a request would wait, by what is going on and how fast that has been.
+
+use std::time::Duration;
+
+use super::{CallerId, CallerLoad, Pace};
+
+/// What is going on, as of the last step.
+#[derive(Debug, Clone, Default)]
+pub struct Forecast {
+    /// Callers with anything to do.
+    pub callers: Vec<CallerLoad>,
+    /// Places in the batch, and how many are taken.
+    pub places: usize,
+    /// Sequences that have one.
+    pub running: usize,
+    /// Seconds that a sequence keeps its place; 0 before the first has given it up.
+    pub held: f64,
+    /// Seconds that a token of a prompt takes with what goes on beside it; 0 before the first.
+    pub prompt: f64,
+    /// Seconds of a step in which those that run decode.
+    pub step: f64,
+}
+
+impl Forecast {
+    /// Takes the speed of steps over.
+    pub(crate) fn measure(&mut self, pace: &Pace) {
+        self.step = pace.decode_seconds(self.running);
+        let each = pace.budget(self.running) as f64;
+        self.prompt = pace.prompt_seconds() + if self.running > 0 { self.step / each } else { 0.0 };
+    }
+
+    /// Until the first token of a prompt of so many tokens: a place, the prompts that are read before and beside it,
+    /// and a step. What the cache has of them is not counted.
+    pub fn first_token(&self, caller: CallerId, weight: u32, prompt: usize) -> Duration {
+        let weight = f64::from(weight.max(1));
+        let own = self.callers.iter().find(|c| c.caller == caller);
+        let (waiting, running, tokens) = own.map_or((0, 0, 0), |c| (c.waiting, c.running, c.tokens));
+        let others = || self.callers.iter().filter(|c| c.caller != caller);
+
+        let first_tokens = (tokens + prompt) as f64;
+        // In turns, by weight: others come as far as their own prompts go.
+        let beside: f64 =
+            others().map(|c| (c.tokens as f64).min(first_tokens * f64::from(c.weight) / weight)).sum();
+        let reading = (first_tokens + beside) * self.prompt;
+
+        let all_waiting: usize = self.callers.iter().map(|c| c.waiting).sum();
+        let is_given_one = others().any(|c| {
+            (running + waiting + 1) as f64 * f64::from(c.weight)
+                <= c.running.saturating_sub(1) as f64 * weight
+        });
+        let place = if self.running + all_waiting < self.places || is_given_one {
+            0.0
+        } else {
+            let weights: f64 = others().map(|c| f64::from(c.weight)).sum::<f64>() + weight;
+            let share = (self.places as f64 * weight / weights).max(1.0);
+            (waiting + 1) as f64 * self.held / share
+        };
+        seconds(place + reading + self.step)
+    }
+
+    /// Until somebody gives a place up, and with it the queue one: when a request that finds it full may come again.
+    pub fn next_place(&self) -> Duration {
+        seconds(self.held / self.places.max(1) as f64)
+    }
+}
+
+/// At most a day: what is longer is not to be waited for.
+fn seconds(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds.clamp(0.0, 86_400.0)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(caller: u64, waiting: usize, running: usize, tokens: usize) -> CallerLoad {
+        CallerLoad { caller: CallerId(caller), weight: 1, waiting, running, tokens }
+    }
+
+    fn forecast(callers: Vec<CallerLoad>) -> Forecast {
+        let running = callers.iter().map(|c| c.running).sum();
+        Forecast { callers, places: 4, running, held: 8.0, prompt: 0.001, step: 0.02 }
+    }
+
+    fn wait(f: &Forecast, caller: u64, prompt: usize) -> f64 {
+        f.first_token(CallerId(caller), 1, prompt).as_secs_f64()
+    }
+
+    #[test]
+    fn a_free_place_costs_the_prompt_and_what_is_read_beside_it() {
+        assert!((wait(&forecast(vec![]), 1, 1000) - 1.02).abs() < 1e-9);
+        let f = forecast(vec![load(1, 0, 1, 500), load(2, 0, 1, 100)]);
+        assert!((wait(&f, 1, 1000) - 1.62).abs() < 1e-9, "its own first, the other one's beside");
+        assert!((wait(&f, 3, 50) - 0.17).abs() < 1e-9, "each in turn");
+    }
+
+    #[test]
+    fn the_queue_counts_for_who_stands_in_it_and_not_for_who_is_given_a_place() {
+        let f = forecast(vec![load(1, 6, 4, 0)]);
+        assert!((wait(&f, 1, 0) - (7.0 * 8.0 / 4.0 + 0.02)).abs() < 1e-9);
+        assert!((wait(&f, 2, 0) - 0.02).abs() < 1e-9);
+        assert_eq!(f.next_place(), Duration::from_secs(2));
+        let f = forecast((1..5).map(|c| load(c, 0, 1, 0)).collect());
+        assert!((wait(&f, 9, 0) - 8.02).abs() < 1e-9, "a fair share is less than one place");
+    }
+
+    #[test]
+    fn nothing_measured_is_nothing_to_wait_for() {
+        assert_eq!(Forecast::default().first_token(CallerId(0), 0, 5000), Duration::ZERO);
+    }
+}
