@@ -293,16 +293,21 @@ impl<B: Backend> Worker<'_, B> {
     }
 
     fn fail_all(&mut self, error: &EngineError) {
-        let ids: Vec<_> = self.running.keys().copied().collect();
-        for id in ids {
-            self.fail(id, error);
+        let failed: Vec<_> = self.running.drain().collect();
+        for (id, _) in &failed {
+            self.scheduler.remove(*id);
+        }
+        // Before anybody is told: who hears of the end finds the gauges at their end too.
+        self.publish();
+        for (_, request) in failed {
+            request.trace.failed(error);
+            request.emit(Event::Failed(error.clone()));
         }
         while let Ok(choices) = self.inbox.try_recv() {
             for job in choices {
                 let _ = job.events.send(Event::Failed(error.clone()));
             }
         }
-        self.publish();
     }
 
     fn publish(&mut self) {
