@@ -78,11 +78,12 @@ def throughput(sizes: Sizes, start) -> tuple[dict, list[str]]:
         for _ in range(sizes.rounds):
             for group in groups:
                 asks = stream_asks(server, sizes)
-                begin, answers = time.perf_counter(), []
+                answers, seconds = [], 0.0
                 for at in range(0, len(asks), group):
-                    answers += whole(server.run(asks[at : at + group]))
-                tokens = sum(answer.usage["completion_tokens"] for answer in answers)
-                speeds[group].append(tokens / (time.perf_counter() - begin))
+                    together = whole(server.run(asks[at : at + group]))
+                    seconds += max(answer.times[-1] for answer in together)
+                    answers += together
+                speeds[group].append(sum(answer.usage["completion_tokens"] for answer in answers) / seconds)
                 texts = texts or [answer.text for answer in answers]
                 different += sum(answer.text != text for answer, text in zip(answers, texts))
     middle = {group: statistics.median(found) for group, found in speeds.items()}
