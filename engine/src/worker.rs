@@ -22,7 +22,7 @@ use crate::{
     meter::Meter,
     model::Decoder,
     request::{Allowance, Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage},
-    sampling::{Sampler, log_softmax_of, top_logprobs},
+    sampling::{Sampler, Walk, log_softmax_of, top_logprobs},
     sched::{Arrival, Batch, Forecast, Planned, Resources, Scheduler, SequenceId},
     spans::Trace,
     text::Tokenizer,
@@ -351,6 +351,8 @@ struct Running {
     logprobs: Option<usize>,
     prompt_logprobs: Option<usize>,
     sampler: Sampler,
+    /// Where its constraint stands.
+    walk: Option<Walk>,
     output: Output,
     scored: Vec<TokenOut>,
     generated: usize,
@@ -386,6 +388,7 @@ impl Running {
             logprobs: request.logprobs,
             prompt_logprobs: request.prompt_logprobs,
             sampler: Sampler::new(request.sampling, &request.prompt),
+            walk: request.constraint.map(Walk::new),
             output: Output::new(&request.stop),
             scored: Vec::new(),
             generated: 0,
@@ -412,7 +415,7 @@ impl Running {
 
     /// What the next step's logits are looked at for.
     fn need(&self) -> Need {
-        let scores = self.logprobs.is_some() || self.prompt_logprobs.is_some();
+        let scores = self.logprobs.is_some() || self.prompt_logprobs.is_some() || self.walk.is_some();
         if scores { Need::All } else { self.sampler.need() }
     }
 
@@ -433,9 +436,9 @@ impl Running {
             return self.finish(FinishReason::Length);
         }
         let logits = row(plan.rows - 1);
-        let Some(token) = self.sampler.sample(logits) else {
-            self.emit(Event::Failed(EngineError::Backend("the model produced no finite logits".into())));
-            return Progress::Ended;
+        let token = match self.choose(logits) {
+            Ok(token) => token,
+            Err(error) => return self.failed(error),
         };
         self.generated += 1;
         self.drawn = false;
@@ -443,9 +446,14 @@ impl Running {
         if self.generated == 1 {
             self.trace.first_token();
         }
-        if !self.ignore_eos && tokenizer.is_end_of_generation(token) {
+        let ends = tokenizer.is_end_of_generation(token);
+        if ends && (self.walk.is_some() || !self.ignore_eos) {
             return self.finish(FinishReason::Stop);
         }
+        let complete = match self.walk.as_mut().map_or(Ok(false), |walk| walk.advance(token)) {
+            Ok(complete) => complete,
+            Err(error) => return self.failed(error),
+        };
         let logprob = match (self.logprobs, logits) {
             (Some(n), Row::All(logits)) => Some(logprob_of(logits, token, n)),
             _ => None,
@@ -459,10 +467,22 @@ impl Running {
         if stopped {
             return self.end(FinishReason::Stop);
         }
+        if complete {
+            return self.finish(FinishReason::Stop);
+        }
         if self.generated >= self.max_tokens {
             return self.finish(FinishReason::Length);
         }
         Progress::Token(token)
+    }
+
+    /// Samples the next token, from those that the constraint allows.
+    fn choose(&mut self, logits: Row<'_>) -> Result<u32, EngineError> {
+        let token = match (&mut self.walk, logits) {
+            (Some(walk), Row::All(logits)) => self.sampler.sample_within(logits, walk.mask()?),
+            (_, logits) => self.sampler.sample(logits),
+        };
+        token.ok_or_else(|| EngineError::Backend("the model produced no finite logits".into()))
     }
 
     /// Row `i` predicts the prompt token at `plan.position + i + 1`.
@@ -490,6 +510,12 @@ impl Running {
             self.emit(event);
         }
         self.end(if stopped { FinishReason::Stop } else { reason })
+    }
+
+    fn failed(&self, error: EngineError) -> Progress {
+        self.trace.failed(&error);
+        self.emit(Event::Failed(error));
+        Progress::Ended
     }
 
     fn end(&self, reason: FinishReason) -> Progress {
