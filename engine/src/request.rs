@@ -21,6 +21,8 @@ pub struct GenerateRequest {
     pub constraint: Option<Constraint>,
     /// Text that ends the generation; it is not part of the output.
     pub stop: Vec<String>,
+    /// Control tokens that are printed all the same, for who tells a model's markers apart.
+    pub printed: Vec<u32>,
     /// Go on past end-of-generation tokens (for benchmarks).
     pub ignore_eos: bool,
     /// Log-probabilities of each generated token, with so many alternatives (0: the token's own only).

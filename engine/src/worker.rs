@@ -346,6 +346,7 @@ enum Progress {
 struct Running {
     prompt: Vec<u32>,
     max_tokens: usize,
+    printed: Vec<u32>,
     ignore_eos: bool,
     logprobs: Option<usize>,
     prompt_logprobs: Option<usize>,
@@ -382,6 +383,7 @@ impl Running {
         let Job { request, events, meter, place, trace, .. } = job;
         Self {
             max_tokens,
+            printed: request.printed,
             ignore_eos: request.ignore_eos,
             logprobs: request.logprobs,
             prompt_logprobs: request.prompt_logprobs,
@@ -456,7 +458,8 @@ impl Running {
             (Some(n), Row::All(logits)) => Some(logprob_of(logits, token, n)),
             _ => None,
         };
-        let bytes = if tokenizer.is_control(token) { &[][..] } else { tokenizer.token_bytes(token) };
+        let is_silent = tokenizer.is_control(token) && !self.printed.contains(&token);
+        let bytes = if is_silent { &[][..] } else { tokenizer.token_bytes(token) };
         let (piece, stopped) = self.output.push(TokenOut { id: token, logprob }, bytes);
         if let Some(event) = piece {
             self.emit(event);

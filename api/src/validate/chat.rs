@@ -80,7 +80,7 @@ pub(crate) fn chat(request: ChatRequest, model: &Model, config: &ServerConfig) -
             }
         })
         .collect();
-    Ok(ChatJob { requests, stream, include_usage, logprobs: logprobs.is_some(), reading: Reading })
+    Ok(ChatJob { requests, stream, include_usage, logprobs: logprobs.is_some(), reading: Reading::default() })
 }
 
 /// The number of alternatives, when log-probabilities are wanted.
