@@ -522,7 +522,7 @@ impl Running {
         let prompt_tokens = self.prompt.len();
         let usage = Usage { prompt_tokens, cached_tokens: self.cached, completion_tokens: self.generated };
         self.trace.done(reason, usage);
-        self.emit(Event::Done { reason, usage });
+        self.emit(Event::Done { reason, matched: self.output.matched(), usage });
         Progress::Ended
     }
 
