@@ -300,13 +300,43 @@ pub struct AssistantMessage {
     /// Always `assistant`.
     #[schema(example = "assistant")]
     pub role: &'static str,
-    /// The text.
+    /// The text; null when there is none but calls.
     #[schema(example = "Because air scatters blue light more than red.")]
     #[schema(required)]
     pub content: Option<String>,
     /// Always null.
     #[schema(required)]
     pub refusal: Option<String>,
+    /// What it thought before, of models that tell it apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    /// The calls it made; absent when there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<MadeCall>,
+}
+
+/// A call that the model made.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct MadeCall {
+    /// Unique; the message with the tool's answer repeats it.
+    #[schema(example = "call_0f1e2d3c")]
+    pub id: String,
+    /// Always `function`.
+    #[schema(example = "function")]
+    pub r#type: &'static str,
+    /// What was called.
+    pub function: MadeFunctionCall,
+}
+
+/// A function and what it is given.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct MadeFunctionCall {
+    /// The function.
+    #[schema(example = "get_weather")]
+    pub name: String,
+    /// JSON in a string, as the model wrote it; cut off when `finish_reason` is `length`.
+    #[schema(example = "{\"city\": \"Paris\"}")]
+    pub arguments: String,
 }
 
 /// Log-probabilities of an answer, or of one chunk of it.
@@ -380,7 +410,7 @@ pub struct ChatChunkChoice<'a> {
     pub finish_reason: Option<FinishReason>,
 }
 
-/// New in a choice: the role once, then text, then nothing.
+/// New in a choice: the role once, then text, reasoning or calls, then nothing.
 #[derive(Debug, Default, Serialize, ToSchema)]
 pub struct Delta<'a> {
     /// In the first chunk: `assistant`.
@@ -389,4 +419,35 @@ pub struct Delta<'a> {
     /// More text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<&'a str>,
+    /// More of what it thinks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<&'a str>,
+    /// A call that begins, or more of its arguments.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<[CallDelta<'a>; 1]>,
+}
+
+/// New in a call. `id`, `type` and the function's name come once, with no arguments yet.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct CallDelta<'a> {
+    /// Which of the choice's calls, from 0.
+    pub index: usize,
+    /// Unique; in the call's first chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<&'a str>,
+    /// `function`, in the call's first chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub r#type: Option<&'static str>,
+    /// What is called.
+    pub function: FunctionDelta<'a>,
+}
+
+/// New in a called function.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct FunctionDelta<'a> {
+    /// The function, in the call's first chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<&'a str>,
+    /// More of the JSON text.
+    pub arguments: &'a str,
 }

@@ -11,6 +11,7 @@ use crate::{
     app::{Model, ServerConfig},
     error::{ApiError, shorten},
     openai::chat::ChatRequest,
+    tools::Reading,
 };
 
 /// A chat request, ready to run.
@@ -23,6 +24,8 @@ pub(crate) struct ChatJob {
     pub(crate) include_usage: bool,
     /// Log-probabilities are wanted.
     pub(crate) logprobs: bool,
+    /// How the output is told apart.
+    pub(crate) reading: Reading,
 }
 
 /// Checks every field, renders the conversation in the server's prompt format and tokenises it.
@@ -77,7 +80,7 @@ pub(crate) fn chat(request: ChatRequest, model: &Model, config: &ServerConfig) -
             }
         })
         .collect();
-    Ok(ChatJob { requests, stream, include_usage, logprobs: logprobs.is_some() })
+    Ok(ChatJob { requests, stream, include_usage, logprobs: logprobs.is_some(), reading: Reading::default() })
 }
 
 /// The number of alternatives, when log-probabilities are wanted.
