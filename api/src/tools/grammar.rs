@@ -19,7 +19,7 @@ pub(crate) struct Calling<'a> {
     pub(crate) must: bool,
     pub(crate) several: bool,
     pub(crate) thinks: Option<Thinks>,
-    /// What the output must be where it is no call; an expression too.
+    /// What the output must be where it is no call, if that matters; an expression too.
     pub(crate) answer: Option<String>,
 }
 
@@ -62,12 +62,11 @@ impl Calling<'_> {
             Some(Thinks::Already) => {
                 let _ = writeln!(out, "start: thoughts SPACE? rest\nrest: {rest}");
             }
-            // In free text thoughts are text.
-            Some(Thinks::Maybe) if self.must || self.answer.is_some() => {
+            Some(Thinks::Maybe) => {
                 let open = Mark::of(THINK.0, self.tokenizer);
                 let _ = writeln!(out, "start: ({open} thoughts SPACE?)? rest\nrest: {rest}");
             }
-            _ => {
+            None => {
                 let _ = writeln!(out, "start: {rest}");
             }
         }

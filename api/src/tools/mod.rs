@@ -6,6 +6,7 @@
 mod call;
 mod family;
 mod generic;
+mod grammar;
 mod hermes;
 mod llama;
 mod reader;
@@ -15,6 +16,7 @@ mod turn;
 
 pub(crate) use family::{Family, Format};
 pub(crate) use generic::rewrite;
+pub(crate) use grammar::{Calling, Mark};
 pub(crate) use reader::{Calls, Reader, Reading, THINK, Thinks};
 pub(crate) use turn::{Said, Turn, collect};
 

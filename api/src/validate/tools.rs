@@ -67,7 +67,10 @@ pub(crate) fn tools(
         }
     };
     if must && functions.is_empty() {
-        return Err(ApiError::invalid("tool_choice", "it requires a call, but `tools` holds no tool to call"));
+        return Err(ApiError::invalid(
+            "tool_choice",
+            "it requires a call, but `tools` holds no tool to call",
+        ));
     }
     // A named function is called once.
     let named = choice.is_some_and(|choice| choice["type"] == "function");
@@ -112,7 +115,10 @@ fn function(place: usize, tool: &Json) -> Result<Function, ApiError> {
     let parameters = match &function["parameters"] {
         Json::Null => json!({"type": "object", "properties": {}, "additionalProperties": false}),
         Json::Object(schema) => arguments(schema).ok_or_else(|| {
-            ApiError::invalid(param("parameters"), "it must be the JSON schema of an object, with \"type\": \"object\"")
+            ApiError::invalid(
+                param("parameters"),
+                "it must be the JSON schema of an object, with \"type\": \"object\"",
+            )
         })?,
         _ => return Err(ApiError::invalid(param("parameters"), "it must be an object, a JSON schema")),
     };
@@ -133,8 +139,15 @@ fn arguments(schema: &Map<String, Json>) -> Option<Json> {
         }
     }
     // Keywords by which other properties come in.
-    let open = ["additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames", "minProperties"];
-    let combined = ["allOf", "anyOf", "oneOf", "not", "if", "$ref", "$dynamicRef", "dependentSchemas", "dependencies"];
+    let open = [
+        "additionalProperties",
+        "patternProperties",
+        "unevaluatedProperties",
+        "propertyNames",
+        "minProperties",
+    ];
+    let combined =
+        ["allOf", "anyOf", "oneOf", "not", "if", "$ref", "$dynamicRef", "dependentSchemas", "dependencies"];
     let silent = !open.iter().chain(&combined).any(|keyword| schema.contains_key(*keyword));
     if let Some(Json::Object(properties)) = schema.get("properties").filter(|_| silent) {
         let required = schema.get("required").and_then(Json::as_array).map_or(&[][..], Vec::as_slice);
@@ -152,12 +165,16 @@ enum Choice {
     Auto,
     Required,
     /// Of these only, each with the `param` that named it.
-    Some { names: Vec<(String, String)>, must: bool },
+    Some {
+        names: Vec<(String, String)>,
+        must: bool,
+    },
 }
 
 impl Choice {
     fn of(choice: Option<&Json>) -> Result<Self, ApiError> {
-        const ALLOWED: &str = "it must be `none`, `auto`, `required`, or an object that names a function or `allowed_tools`";
+        const ALLOWED: &str =
+            "it must be `none`, `auto`, `required`, or an object that names a function or `allowed_tools`";
         let unknown = |what: &Json| {
             ApiError::invalid("tool_choice", format!("{} is unknown; {ALLOWED}", shorten(&what.to_string())))
         };
@@ -191,7 +208,8 @@ impl Choice {
         let Some(tools) = allowed["tools"].as_array().filter(|tools| !tools.is_empty()) else {
             return Err(ApiError::invalid(param, "it must be a list of at least one tool"));
         };
-        let names = tools.iter().enumerate().map(|(i, tool)| named(tool, &format!("{param}[{i}].function.name")));
+        let names =
+            tools.iter().enumerate().map(|(i, tool)| named(tool, &format!("{param}[{i}].function.name")));
         Ok(Self::Some { names: names.collect::<Result<_, _>>()?, must })
     }
 }
@@ -242,7 +260,9 @@ mod tests {
         for name in [json!(null), json!(""), json!(7), json!("a b"), json!("é"), json!("x".repeat(65))] {
             assert_eq!(with("name", name), "tools[0].function.name");
         }
-        for schema in [json!([]), json!("object"), json!({"type": "string"}), json!({"type": ["object", "null"]})] {
+        for schema in
+            [json!([]), json!("object"), json!({"type": "string"}), json!({"type": ["object", "null"]})]
+        {
             assert_eq!(with("parameters", schema), "tools[0].function.parameters");
         }
         assert_eq!(with("strict", json!("yes")), "tools[0].function.strict");
@@ -281,7 +301,8 @@ mod tests {
         let unknown = json!({"type": "function", "function": {"name": "g"}});
         assert_eq!(param(one(), unknown), "tool_choice.function.name");
         assert_eq!(param(one(), json!({"type": "function"})), "tool_choice.function.name");
-        let allowed = |allowed: Json| param(one(), json!({"type": "allowed_tools", "allowed_tools": allowed}));
+        let allowed =
+            |allowed: Json| param(one(), json!({"type": "allowed_tools", "allowed_tools": allowed}));
         assert_eq!(allowed(json!({"tools": [tool("f")]})), "tool_choice.allowed_tools.mode");
         assert_eq!(allowed(json!({"mode": "auto", "tools": []})), "tool_choice.allowed_tools.tools");
         let unknown = json!({"mode": "auto", "tools": [tool("f"), tool("g")]});

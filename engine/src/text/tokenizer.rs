@@ -198,7 +198,7 @@ impl Tokenizer {
 
     /// Tokens that grammars know by their names, not as text: control tokens, and those of the file's own that are
     /// spelt like one (`<tool_call>` is either, by the file).
-    pub(crate) fn is_named(&self, id: u32) -> bool {
+    pub fn is_named(&self, id: u32) -> bool {
         let name = self.token_bytes(id);
         let tagged = name.starts_with(b"<") && name.ends_with(b">");
         self.is_control(id) || (self.vocab.kind(id) == Kind::UserDefined && tagged)
