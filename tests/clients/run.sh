@@ -24,7 +24,7 @@ for name in $(compgen -e M40LLM_) $(compgen -e OPENAI_) $(compgen -e ANTHROPIC_)
 done
 unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY all_proxy
 # The SDKs ask nobody but the server: no prices, no traces, no notices.
-export LITELLM_LOCAL_MODEL_COST_MAP=True LANGSMITH_TRACING=false AI_SDK_LOG_WARNINGS=false
+export LITELLM_LOCAL_MODEL_COST_MAP=True LANGSMITH_TRACING=false
 
 venv=$root/.venv
 if ! cmp -s "$here/requirements.txt" "$venv/clients-requirements.txt"; then

@@ -37,6 +37,10 @@ WEATHER_TOOL = {
 }
 
 
+ONE_CALL = {"parallel_tool_calls": False}
+"""With a required tool; the smallest of models would call it for ever."""
+
+
 def check_weather(arguments: dict) -> None:
     """Arguments as `WEATHER_SCHEMA` has them."""
     assert set(arguments) == {"city", "days"}

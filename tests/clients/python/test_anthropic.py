@@ -9,6 +9,7 @@ from sdk import HELLO, STORY, TOO_LONG, WEATHER, WEATHER_SCHEMA, Review, check_w
 
 TOOL = {"name": "get_weather", "description": "The weather of the next days.", "input_schema": WEATHER_SCHEMA}
 
+ANY = {"type": "any", "disable_parallel_tool_use": True}
 # The SDK has no name for it any more, older ones do.
 GREEDY = {"extra_body": {"temperature": 0}}
 
@@ -104,7 +105,7 @@ def test_tokens_are_counted(claude):
     assert counted.input_tokens == answer.usage.input_tokens + (answer.usage.cache_read_input_tokens or 0)
 
 
-@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "get_weather"}], ids=["any", "tool"])
+@pytest.mark.parametrize("choice", [ANY, {"type": "tool", "name": "get_weather"}], ids=["any", "tool"])
 def test_a_call(claude, choice):
     answer = ask(claude, WEATHER, tools=[TOOL], tool_choice=choice, max_tokens=200)
     assert answer.stop_reason == "tool_use"
@@ -114,7 +115,7 @@ def test_a_call(claude, choice):
 
 
 def test_a_streamed_call(claude):
-    parameters = {"model": "", "max_tokens": 200, "tools": [TOOL], "tool_choice": {"type": "any"}}
+    parameters = {"model": "", "max_tokens": 200, "tools": [TOOL], "tool_choice": ANY}
     with claude.messages.stream(**parameters, messages=[{"role": "user", "content": WEATHER}]) as events:
         pieces = [event.partial_json for event in events if event.type == "input_json"]
         final = events.get_final_message()
@@ -124,7 +125,7 @@ def test_a_streamed_call(claude):
 
 
 def test_a_call_and_its_result_go_back(claude):
-    answer = ask(claude, WEATHER, tools=[TOOL], tool_choice={"type": "any"}, max_tokens=200)
+    answer = ask(claude, WEATHER, tools=[TOOL], tool_choice=ANY, max_tokens=200)
     call = answer.content[-1]
     result = {"type": "tool_result", "tool_use_id": call.id, "content": [{"type": "text", "text": "sunny"}]}
     turns = [

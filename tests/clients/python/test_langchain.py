@@ -9,7 +9,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
-from sdk import HELLO, STORY, TOO_LONG, WEATHER, WEATHER_TOOL, Review, check_weather
+from sdk import HELLO, ONE_CALL, STORY, TOO_LONG, WEATHER, WEATHER_TOOL, Review, check_weather
 
 
 def model(server, **more) -> ChatOpenAI:
@@ -68,7 +68,7 @@ def test_stop_and_logprobs(server):
 
 
 def test_a_call_and_its_result(server):
-    bound = model(server, max_tokens=200).bind_tools([WEATHER_TOOL], tool_choice="any")
+    bound = model(server, max_tokens=200).bind_tools([WEATHER_TOOL], tool_choice="any", **ONE_CALL)
     answer = bound.invoke(WEATHER)
     call = answer.tool_calls[0]
     assert call["name"] == "get_weather" and call["id"]
@@ -95,7 +95,7 @@ def test_a_function_as_a_tool(server):
         """Adds two numbers."""
         return a + b
 
-    bound = model(server, max_tokens=200).bind_tools([add], tool_choice="any", strict=True)
+    bound = model(server, max_tokens=200).bind_tools([add], tool_choice="any", strict=True, **ONE_CALL)
     calls = bound.invoke("What is 2 + 3?").tool_calls
     assert calls and all(isinstance(add.invoke(call["args"]), int) for call in calls)
 
@@ -123,7 +123,7 @@ def test_over_responses(server):
 @pytest.mark.full
 def test_calls_and_shapes_over_responses(server):
     responses = model(server, use_responses_api=True, max_tokens=200)
-    (call, *_) = responses.bind_tools([WEATHER_TOOL], tool_choice="any").invoke(WEATHER).tool_calls
+    (call, *_) = responses.bind_tools([WEATHER_TOOL], tool_choice="any", **ONE_CALL).invoke(WEATHER).tool_calls
     check_weather(call["args"])
     assert isinstance(responses.with_structured_output(Review, method="json_schema").invoke("Review."), Review)
 

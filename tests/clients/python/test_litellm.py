@@ -5,7 +5,7 @@ import json
 import litellm
 import pytest
 
-from sdk import HELLO, STORY, TOO_LONG, WEATHER, WEATHER_TOOL, Review, check_weather
+from sdk import HELLO, ONE_CALL, STORY, TOO_LONG, WEATHER, WEATHER_TOOL, Review, check_weather
 from wire import check_usage
 
 WEATHER_MESSAGES = [{"role": "user", "content": WEATHER}]
@@ -43,7 +43,7 @@ def test_a_stream_is_the_answer(server):
 
 
 def test_a_call_and_its_result(server):
-    parameters = {"tools": [WEATHER_TOOL], "max_tokens": 200}
+    parameters = {"tools": [WEATHER_TOOL], "max_tokens": 200, **ONE_CALL}
     answer = ask(server, WEATHER, tool_choice="required", **parameters).choices[0]
     assert answer.finish_reason == "tool_calls"
     call = answer.message.tool_calls[0]
@@ -54,7 +54,8 @@ def test_a_call_and_its_result(server):
 
 
 def test_a_streamed_call(server):
-    chunks = list(ask(server, WEATHER, tools=[WEATHER_TOOL], tool_choice="required", max_tokens=200, stream=True))
+    parameters = {"tools": [WEATHER_TOOL], "max_tokens": 200, **ONE_CALL}
+    chunks = list(ask(server, WEATHER, tool_choice="required", stream=True, **parameters))
     total = litellm.stream_chunk_builder(chunks, messages=WEATHER_MESSAGES).choices[0]
     assert total.finish_reason == "tool_calls"
     for call in total.message.tool_calls:
@@ -140,7 +141,7 @@ def test_over_messages(server):
 @pytest.mark.full
 def test_a_call_over_messages(server):
     anthropic = {"model": f"anthropic/{server.model_id}", "api_base": server.url}
-    parameters = {"tools": [WEATHER_TOOL], "tool_choice": "required", "max_tokens": 200}
+    parameters = {"tools": [WEATHER_TOOL], "tool_choice": "required", "max_tokens": 200, **ONE_CALL}
     answer = ask(server, WEATHER, **anthropic, **parameters).choices[0]
     assert answer.finish_reason == "tool_calls"
     check_weather(json.loads(answer.message.tool_calls[0].function.arguments))

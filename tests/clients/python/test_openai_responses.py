@@ -6,7 +6,7 @@ import math
 import openai
 import pytest
 
-from sdk import HELLO, STORY, WEATHER, WEATHER_SCHEMA, Review, check_weather
+from sdk import HELLO, ONE_CALL, STORY, WEATHER, WEATHER_SCHEMA, Review, check_weather
 
 TOOL = {"type": "function", "name": "get_weather", "parameters": WEATHER_SCHEMA, "strict": True}
 
@@ -82,7 +82,7 @@ def test_instructions_and_turns(client):
 
 
 def test_a_call_and_its_result(client):
-    parameters = {"tools": [TOOL], "max_output_tokens": 200}
+    parameters = {"tools": [TOOL], "max_output_tokens": 200, **ONE_CALL}
     answer = ask(client, WEATHER, tool_choice="required", **parameters)
     call = answer.output[-1]
     assert call.type == "function_call" and call.name == "get_weather" and call.call_id
@@ -93,7 +93,8 @@ def test_a_call_and_its_result(client):
 
 
 def test_a_streamed_call(client):
-    events = list(ask(client, WEATHER, tool_choice="required", tools=[TOOL], max_output_tokens=200, stream=True))
+    parameters = {"tools": [TOOL], "max_output_tokens": 200, **ONE_CALL}
+    events = list(ask(client, WEATHER, tool_choice="required", stream=True, **parameters))
     pieces = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
     done = [event.arguments for event in events if event.type == "response.function_call_arguments.done"]
     assert "".join(pieces) == "".join(done)

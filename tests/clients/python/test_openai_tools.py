@@ -5,10 +5,10 @@ import json
 import openai
 import pytest
 
-from sdk import HELLO, STORY, WEATHER, WEATHER_TOOL, Review, check_weather
+from sdk import HELLO, ONE_CALL, STORY, WEATHER, WEATHER_TOOL, Review, check_weather
 from wire import check_usage
 
-ASK_WEATHER = {"model": "", "messages": [{"role": "user", "content": WEATHER}], "tools": [WEATHER_TOOL]}
+ASK_WEATHER = {"model": "", "messages": [{"role": "user", "content": WEATHER}], "tools": [WEATHER_TOOL], **ONE_CALL}
 NAMED = {"type": "function", "function": {"name": "get_weather"}}
 ASK_REVIEW = {"model": "", "messages": [{"role": "user", "content": "Review the film."}], "max_tokens": 64}
 
@@ -59,7 +59,7 @@ def test_no_tools_are_called_when_none_may_be(client):
 @pytest.mark.full
 def test_the_runner_of_strict_tools_parses_arguments(client):
     strict = openai.pydantic_function_tool(Review, name="review")
-    answer = client.chat.completions.parse(**ASK_REVIEW, tools=[strict], tool_choice="required")
+    answer = client.chat.completions.parse(**ASK_REVIEW, tools=[strict], tool_choice="required", **ONE_CALL)
     (call,) = answer.choices[0].message.tool_calls
     assert isinstance(call.function.parsed_arguments, Review)
 
