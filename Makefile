@@ -60,10 +60,12 @@ test-gpu: cuda-toolchain ## Kernels, models and serving on a CUDA device; fails 
 	cargo test -p m40llm-engine --features gpu-tests --test gpu -- --test-threads=1 $(ARGS)
 	cargo test -p m40llm --features gpu-tests --test gpu -- --test-threads=1 $(ARGS)
 
-sanitize-gpu: cuda-toolchain ## compute-sanitizer's memcheck and racecheck over small models on a CUDA device
-	for tool in memcheck racecheck; do \
-		cargo test --config "target.'cfg(all())'.runner = 'compute-sanitizer --error-exitcode 1 --tool $$tool'" \
-			-p m40llm-engine --features gpu-tests --test gpu -- --test-threads=1 small_models; \
+sanitize-gpu: cuda-toolchain ## compute-sanitizer's memcheck and racecheck over tiny products and models on a CUDA device
+	set -e; for tool in memcheck racecheck; do \
+		under="target.'cfg(all())'.runner = 'compute-sanitizer --error-exitcode 1 --tool $$tool'"; \
+		for tests in --lib "--test gpu"; do \
+			cargo test --config "$$under" -p m40llm-engine --features gpu-tests $$tests -- --test-threads=1 tiny_; \
+		done; \
 	done
 
 debug-binary: cuda-toolchain
