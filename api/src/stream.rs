@@ -165,7 +165,7 @@ impl Sequences {
                     metrics.observe_inter_token(now - last);
                 }
             }
-            Event::Done { reason, usage } => {
+            Event::Done { reason, usage, .. } => {
                 let first = i.is_multiple_of(self.per_prompt);
                 self.usage = Usage::new(
                     self.usage.prompt_tokens + if first { usage.prompt_tokens } else { 0 },

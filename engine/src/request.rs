@@ -106,6 +106,8 @@ pub enum Event {
     Done {
         /// Why.
         reason: FinishReason,
+        /// Which of the request's stop strings it was, by its place among them.
+        matched: Option<usize>,
         /// The counts.
         usage: Usage,
     },

@@ -256,9 +256,10 @@ impl<B: Backend> Worker<'_, B> {
         self.scheduler.computed();
         self.stats.steps += 1;
         let per_token = started.elapsed() / batch.tokens.len().max(1) as u32;
-        let decoder = &self.decoder;
         for plan in planned {
             let Some(request) = self.running.get_mut(&plan.id) else { continue };
+            // The rows of those that come later are on their way meanwhile.
+            self.decoder.wait_for_rows(plan.first_row + plan.rows)?;
             request.meter.prompt(plan.computed.min(request.prompt.len()));
             request.meter.spend(per_token * plan.tokens as u32);
             if plan.samples && request.generated == 0 {
@@ -267,7 +268,7 @@ impl<B: Backend> Worker<'_, B> {
                 request.cached = plan.cached;
                 request.meter.cached(plan.cached);
             }
-            let row = |i: usize| decoder.row(plan.first_row + i);
+            let row = |i: usize| self.decoder.row(plan.first_row + i);
             match request.advance(self.tokenizer, plan, row) {
                 Progress::Prompt => {}
                 Progress::Token(token) => {
@@ -522,7 +523,7 @@ impl Running {
         let prompt_tokens = self.prompt.len();
         let usage = Usage { prompt_tokens, cached_tokens: self.cached, completion_tokens: self.generated };
         self.trace.done(reason, usage);
-        self.emit(Event::Done { reason, usage });
+        self.emit(Event::Done { reason, matched: self.output.matched(), usage });
         Progress::Ended
     }
 
