@@ -130,6 +130,11 @@ impl Reader {
         self.calls > 0 && !matches!(self.state, State::Arguments(_))
     }
 
+    /// Whether the model is thinking, as far as is known; none of a model that never does.
+    pub(crate) fn is_thinking(&self) -> Option<bool> {
+        self.reading.thinks.map(|_| matches!(self.state, State::Thoughts))
+    }
+
     /// Whether text is held back that may yet become a piece.
     pub(crate) fn holds(&self) -> bool {
         !self.held.is_empty() || matches!(self.state, State::Head { .. })
