@@ -49,3 +49,5 @@ mod source;
 mod streams;
 #[cfg(feature = "server")]
 mod tls;
+#[cfg(feature = "server")]
+mod tools;
