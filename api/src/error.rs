@@ -218,7 +218,7 @@ impl ApiError {
             SubmitError::ContextLength { prompt, requested, limit } => {
                 let message = format!(
                     "This model's maximum context length is {limit} tokens. However, you requested {requested} tokens \
-                     ({prompt} in the {param}, {} in the completion). Shorten the {param} or lower max_tokens.",
+                     ({prompt} in the {param}, {} in the completion). Shorten the {param} or ask for fewer.",
                     requested.saturating_sub(prompt)
                 );
                 let mut error = Self::new(StatusCode::BAD_REQUEST, INVALID, message);
@@ -237,6 +237,19 @@ impl ApiError {
             TextError::Rejected(_) => Self::invalid(param, error),
             TextError::Metadata(_) | TextError::Template(_) => Self::internal(error.to_string()),
         }
+    }
+
+    /// The same about the request that the one at fault was made of: `name` knows what a field is called there.
+    #[must_use]
+    pub(crate) fn renamed(mut self, name: impl FnOnce(&str) -> String) -> Self {
+        if let Some(param) = &mut self.detail.param {
+            let other = name(param);
+            if let Some(rest) = self.detail.message.strip_prefix(param.as_str()) {
+                self.detail.message = format!("{other}{rest}");
+            }
+            *param = other;
+        }
+        self
     }
 
     /// The HTTP status.

@@ -9,6 +9,7 @@ mod generate;
 mod health;
 mod metrics;
 mod models;
+mod responses;
 mod tokens;
 mod usage;
 
@@ -75,6 +76,7 @@ fn documented() -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(document)
         .routes(routes!(chat::create))
         .routes(routes!(completions::create))
+        .routes(routes!(responses::create))
         .routes(routes!(models::list))
         .routes(routes!(models::retrieve))
         .routes(routes!(generate::generate))
@@ -227,6 +229,11 @@ fn now() -> u64 {
 /// A new id, such as `chatcmpl-…`.
 fn new_id(prefix: &str) -> String {
     format!("{prefix}-{}", uuid::Uuid::new_v4().simple())
+}
+
+/// The same in Responses' and Messages' style: `resp_…`.
+fn new_item_id(prefix: &str) -> String {
+    format!("{prefix}_{}", uuid::Uuid::new_v4().simple())
 }
 
 /// What an answer and all its chunks share.

@@ -4,9 +4,11 @@
 //! that both say the same. A [`Turn`] joins a choice's pieces with its tokens, and [`Said`] is what it came to.
 
 mod reader;
+mod thoughts;
 mod turn;
 
 pub(crate) use reader::{Reader, Reading};
+pub(crate) use thoughts::Thoughts;
 pub(crate) use turn::{Said, Turn, collect};
 
 /// A part of what a model said.

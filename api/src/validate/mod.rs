@@ -3,10 +3,14 @@
 mod chat;
 mod completions;
 mod messages;
+mod names;
+mod responses;
 
-pub(crate) use chat::chat;
+pub(crate) use chat::{ChatJob, chat};
 pub(crate) use completions::{CompletionJob, completions};
 pub(crate) use messages::{render, tools};
+pub(crate) use names::Names;
+pub(crate) use responses::responses;
 
 use std::{ops::RangeInclusive, time::Duration};
 
