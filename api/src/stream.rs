@@ -17,7 +17,7 @@ use axum::{
 };
 use futures_util::stream::{self, BoxStream};
 use m40llm_engine::{
-    EngineError, Event, FinishReason, GenerateRequest, Generation, SubmitError, Timings, TokenOut,
+    EngineError, Event, FinishReason, GenerateRequest, Generation, Meter, SubmitError, Timings, TokenOut,
 };
 use serde::Serialize;
 use tokio::time::Sleep;
@@ -132,6 +132,11 @@ impl Sequences {
             failed: false,
             predicted,
         })
+    }
+
+    /// What sequence `i` has used so far.
+    pub(crate) fn meter(&self, i: usize) -> Option<Arc<Meter>> {
+        self.ticket.meter(i)
     }
 
     /// A header of the answer: after how long its first token was expected.

@@ -1,11 +1,13 @@
 //! Wire types to engine requests. Every 400 about a field is made here, with its `param`.
 
+mod anthropic;
 mod chat;
 mod completions;
 mod messages;
 mod names;
 mod responses;
 
+pub(crate) use anthropic::anthropic;
 pub(crate) use chat::{ChatJob, chat};
 pub(crate) use completions::{CompletionJob, completions};
 pub(crate) use messages::{render, tools};
