@@ -23,7 +23,7 @@ impl Turn {
     pub(crate) fn push(&mut self, text: &str, tokens: Vec<TokenOut>) -> (Vec<Piece>, Vec<TokenOut>) {
         let pieces = self.reader.push(text);
         // A token without text of its own may be part of a character or of a stop string to come.
-        let silent = text.is_empty() && !self.reader.holds();
+        let silent = text.is_empty() && self.reader.is_in_text();
         self.held.extend(tokens);
         self.release(pieces, silent)
     }

@@ -81,6 +81,7 @@ fn convert(request: MessagesRequest) -> Result<(ChatRequest, Names), ApiError> {
         stream: request.stream,
         tools: request.tools.map(tools).transpose()?,
         tool_choice: request.tool_choice.map(tool_choice).transpose()?,
+        parallel_tool_calls: parallel,
         response_format,
         chat_template_kwargs: thinks.map(|yes| Map::from_iter([("enable_thinking".to_owned(), yes.into())])),
         ..ChatRequest::default()

@@ -28,30 +28,24 @@ impl Names {
     }
 
     fn of(&self, param: &str) -> String {
-        if let Some((list, rest)) = param.split_once('[')
-            && let Some((index, rest)) = rest.split_once(']')
-        {
-            if list == "messages"
-                && let Some(origin) = index.parse().ok().and_then(|i: usize| self.messages.get(i))
-            {
-                return origin.clone();
-            }
-            // These definitions have no level `function`.
-            if list == "tools"
-                && let Some(rest) = rest.strip_prefix(".function")
-            {
-                let rest = match rest.strip_prefix(".parameters") {
-                    Some(rest) => format!(".{}{rest}", self.parameters),
-                    None => rest.to_owned(),
-                };
-                return format!("tools[{index}]{rest}");
-            }
+        let message = param.strip_prefix("messages[").and_then(|rest| rest.split_once(']'));
+        if let Some(origin) = message.and_then(|(i, _)| self.messages.get(i.parse::<usize>().ok()?)) {
+            return origin.clone();
         }
+        // Definitions of tools have no level `function` elsewhere.
+        let param = match param.split_once("].function") {
+            Some((list, rest)) if param.starts_with("tool") => {
+                let parameters = rest.strip_prefix(".parameters");
+                parameters
+                    .map_or(format!("{list}]{rest}"), |rest| format!("{list}].{}{rest}", self.parameters))
+            }
+            _ => param.to_owned(),
+        };
         let renamed = self.fields.iter().find_map(|(chat, own)| {
             let rest = param.strip_prefix(chat)?;
             (rest.is_empty() || rest.starts_with(['.', '['])).then(|| format!("{own}{rest}"))
         });
-        renamed.unwrap_or_else(|| param.to_owned())
+        renamed.unwrap_or(param)
     }
 }
 
@@ -62,7 +56,12 @@ mod tests {
     #[test]
     fn fields_have_the_names_of_the_request() {
         let names = Names::new(
-            &[("format.inner", "shape"), ("format", "text.shape"), ("messages", "input")],
+            &[
+                ("format.inner", "shape"),
+                ("format", "text.shape"),
+                ("messages", "input"),
+                ("tool_choice.allowed_tools", "tool_choice"),
+            ],
             "input_schema",
             vec!["instructions".into(), "input[0]".into()],
         );
@@ -76,6 +75,7 @@ mod tests {
             ("tools[3].type", "tools[3].type"),
             ("tools[3].function.name", "tools[3].name"),
             ("tools[3].function.parameters.properties.x", "tools[3].input_schema.properties.x"),
+            ("tool_choice.allowed_tools.tools[0].function.name", "tool_choice.tools[0].name"),
             ("temperature", "temperature"),
         ] {
             assert_eq!(names.of(chat), own, "{chat}");

@@ -32,6 +32,7 @@ const FIELDS: &[(&str, &str)] = &[
     ("max_completion_tokens", "max_output_tokens"),
     ("max_tokens", "max_output_tokens"),
     ("tool_choice.function", "tool_choice"),
+    ("tool_choice.allowed_tools", "tool_choice"),
     ("response_format.json_schema", "text.format"),
     ("response_format", "text.format"),
 ];
@@ -79,7 +80,8 @@ fn refuse_what_is_stored(request: &ResponsesRequest) -> Result<(), ApiError> {
 /// The chat request, what the answer repeats, and the names of fields.
 fn convert(request: ResponsesRequest) -> Result<(ChatRequest, Asked, Names), ApiError> {
     let logprobs = include(request.include.as_deref())? || request.top_logprobs.is_some_and(|top| top > 0);
-    let (tools, tool_choice) = tools(request.tools.as_deref(), request.tool_choice.as_ref())?;
+    let tools = request.tools.as_deref().map(tools).transpose()?;
+    let tool_choice = request.tool_choice.as_ref().map(tool_choice);
     let response_format = request.text.as_ref().and_then(|text| text.format.as_ref()).map(format);
     let response_format = match response_format.transpose()? {
         Some(format) => {
@@ -144,6 +146,7 @@ fn convert(request: ResponsesRequest) -> Result<(ChatRequest, Asked, Names), Api
         top_logprobs: request.top_logprobs,
         tools,
         tool_choice,
+        parallel_tool_calls: request.parallel_tool_calls,
         response_format,
         chat_template_kwargs: without_thoughts,
         ..ChatRequest::default()
@@ -195,60 +198,32 @@ fn without_type(fields: &Map<String, Json>) -> Map<String, Json> {
     others.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
-type Tools = (Option<Vec<Json>>, Option<Json>);
-
-/// The functions and the choice among them in a chat request's words. Functions that a choice does not allow are
-/// left out.
-fn tools(tools: Option<&[Json]>, choice: Option<&Json>) -> Result<Tools, ApiError> {
-    let mut list = Vec::new();
-    for (i, tool) in tools.unwrap_or_default().iter().enumerate() {
-        let kind = tool.get("type").and_then(Json::as_str);
-        let (Some("function"), Json::Object(fields)) = (kind, tool) else {
-            let kind = kind.map_or("it".to_owned(), |kind| format!("{:?}", shorten(kind)));
-            return Err(ApiError::invalid(
-                format!("tools[{i}].type"),
-                format!("{kind} is not supported; only `function` is"),
-            ));
-        };
-        list.push(json!({"type": "function", "function": without_type(fields)}));
-    }
-    let Some(Json::Object(fields)) = choice else {
-        return Ok((tools.map(|_| list), choice.cloned()));
-    };
-    let name_of = |fields: &Map<String, Json>| fields.get("name").and_then(Json::as_str).map(str::to_owned);
-    match fields.get("type").and_then(Json::as_str) {
-        Some("function") => {
-            let name = name_of(fields)
-                .ok_or_else(|| ApiError::invalid("tool_choice.name", "this field is required"))?;
-            Ok((Some(list), Some(json!({"type": "function", "function": {"name": name}}))))
-        }
-        Some("allowed_tools") => {
-            let allowed = allowed(fields, &list)?;
-            list.retain(|tool| {
-                tool["function"]["name"].as_str().is_some_and(|name| allowed.iter().any(|a| a == name))
-            });
-            Ok((Some(list), fields.get("mode").cloned()))
-        }
-        _ => Err(ApiError::invalid("tool_choice.type", "it must be `function` or `allowed_tools`")),
-    }
-}
-
-/// The names of an `allowed_tools` choice, each of a function that there is.
-fn allowed(fields: &Map<String, Json>, list: &[Json]) -> Result<Vec<String>, ApiError> {
-    if !matches!(fields.get("mode").and_then(Json::as_str), Some("auto" | "required")) {
-        return Err(ApiError::invalid("tool_choice.mode", "it must be `auto` or `required`"));
-    }
-    let Some(Json::Array(tools)) = fields.get("tools") else {
-        return Err(ApiError::invalid("tool_choice.tools", "it must be an array"));
-    };
-    let known = |name: &&str| list.iter().any(|tool| tool["function"]["name"] == **name);
+/// The functions in a chat request's words.
+fn tools(tools: &[Json]) -> Result<Vec<Json>, ApiError> {
     let one = |(i, tool): (usize, &Json)| {
-        let name = tool.get("name").and_then(Json::as_str).filter(known);
-        name.map(str::to_owned).ok_or_else(|| {
-            ApiError::invalid(format!("tool_choice.tools[{i}].name"), "it must be the name of one of `tools`")
-        })
+        let kind = tool.get("type").and_then(Json::as_str);
+        if let (Some("function"), Json::Object(fields)) = (kind, tool) {
+            return Ok(json!({"type": "function", "function": without_type(fields)}));
+        }
+        let kind = kind.map_or("it".to_owned(), |kind| format!("{:?}", shorten(kind)));
+        let what = format!("{kind} is not supported; only `function` is");
+        Err(ApiError::invalid(format!("tools[{i}].type"), what))
     };
     tools.iter().enumerate().map(one).collect()
+}
+
+/// The choice in a chat request's words: names lie a level deeper there.
+fn tool_choice(choice: &Json) -> Json {
+    let named = |tool: &Json| json!({"type": "function", "function": {"name": tool["name"]}});
+    match choice["type"].as_str() {
+        Some("function") => named(choice),
+        Some("allowed_tools") => {
+            let tools: Option<Vec<_>> =
+                choice["tools"].as_array().map(|tools| tools.iter().map(named).collect());
+            json!({"type": "allowed_tools", "allowed_tools": {"mode": choice["mode"], "tools": tools}})
+        }
+        _ => choice.clone(),
+    }
 }
 
 /// Items, as they become messages.
