@@ -9,6 +9,7 @@ mod generate;
 mod health;
 mod metrics;
 mod models;
+mod page;
 mod tokens;
 mod usage;
 
@@ -83,6 +84,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(tokens::apply_template))
         .routes(routes!(health::health))
         .routes(routes!(metrics::metrics))
+        .routes(routes!(page::page))
         .routes(routes!(docs::document))
         .routes(routes!(docs::page))
         .routes(routes!(usage::own))
