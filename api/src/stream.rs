@@ -165,7 +165,7 @@ impl Sequences {
                     metrics.observe_inter_token(now - last);
                 }
             }
-            Event::Done { reason, usage } => {
+            Event::Done { reason, usage, .. } => {
                 let first = i.is_multiple_of(self.per_prompt);
                 self.usage = Usage::new(
                     self.usage.prompt_tokens + if first { usage.prompt_tokens } else { 0 },
@@ -182,24 +182,42 @@ impl Sequences {
     }
 
     /// All sequences to their end, in the order of their requests. The first failure ends them all.
-    pub(crate) async fn collect(mut self) -> Result<(Vec<Outcome>, Usage), ApiError> {
+    pub(crate) async fn collect(self) -> Result<(Vec<Outcome>, Usage), ApiError> {
         let empty =
             || Outcome { text: String::new(), tokens: vec![], prompt: vec![], reason: FinishReason::Stop };
         let mut outcomes: Vec<Outcome> = (0..self.count).map(|_| empty()).collect();
-        while let Some((i, event)) = self.next().await {
-            let outcome = &mut outcomes[i];
-            match event {
-                Event::Prompt(tokens) => outcome.prompt = tokens,
-                Event::Text { text, tokens } => {
-                    outcome.text.push_str(&text);
-                    outcome.tokens.extend(tokens);
+        let usage = self
+            .each(|i, event| {
+                let outcome = &mut outcomes[i];
+                match event {
+                    Event::Prompt(tokens) => outcome.prompt = tokens,
+                    Event::Text { text, tokens } => {
+                        outcome.text.push_str(&text);
+                        outcome.tokens.extend(tokens);
+                    }
+                    Event::Done { reason, .. } => outcome.reason = reason,
+                    Event::Failed(_) => {}
                 }
-                Event::Done { reason, .. } => outcome.reason = reason,
+            })
+            .await?;
+        Ok((outcomes, usage))
+    }
+
+    /// Gives each event to `take`, up to the last sequence's end. The first failure ends them all.
+    pub(crate) async fn each(mut self, mut take: impl FnMut(usize, Event)) -> Result<Usage, ApiError> {
+        while let Some((i, event)) = self.next().await {
+            match event {
                 Event::Failed(error) => return Err(error.into()),
+                event => take(i, event),
             }
         }
         self.ticket.finish().await?;
-        Ok((outcomes, self.usage))
+        Ok(self.usage)
+    }
+
+    /// How many sequences there are.
+    pub(crate) fn count(&self) -> usize {
+        self.count
     }
 }
 

@@ -106,4 +106,6 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens` or the context is used up.
     Length,
+    /// The model called tools.
+    ToolCalls,
 }

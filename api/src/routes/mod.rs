@@ -221,6 +221,15 @@ impl IntoResponses for ReadFailures {
     }
 }
 
+/// What a route that reads what its query asks for may answer beside success.
+struct QueryFailures;
+
+impl IntoResponses for QueryFailures {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        failures(&[400, 401, 403, 429, 500])
+    }
+}
+
 /// Unix seconds now.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())

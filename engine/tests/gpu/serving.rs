@@ -8,7 +8,7 @@ use m40llm_engine::{
 };
 
 use crate::{
-    decoder::{VOCAB, sequences, shapes, written},
+    run::{VOCAB, sequences, shapes, written},
     support::{Rng, tiny::Spec},
 };
 
