@@ -48,7 +48,7 @@ test-full: test-rust debug-binary ## As test, with larger counts and both models
 	tests/clients/run.sh $(DEBUG_BINARY) "$(call fetched,smollm2)" --full
 	tests/clients/run.sh $(DEBUG_BINARY) "$(call fetched,qwen2.5-coder-0.5b)" --full
 
-test-ui: debug-binary ## Swagger UI at /docs in headless Chromium, which this installs; pictures in target/ui
+test-ui: debug-binary ## The page at / and Swagger UI at /docs in headless Chromium, which this installs; pictures in target/ui
 	tests/ui/run.sh $(DEBUG_BINARY) "$(call fetched,smollm2)" $(CARGO_TARGET_DIR)/ui
 
 test-container: cuda-toolchain ## The image, built without a daemon and run: openai-python chats with it (root; installs buildah, debootstrap)
