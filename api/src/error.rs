@@ -49,9 +49,9 @@ pub struct ApiError {
     retry_after: Option<Duration>,
 }
 
-/// Marks responses whose body is settled, for [`shape_rejections`].
-#[derive(Clone, Copy)]
-pub(crate) struct Shaped;
+/// Marks responses whose body is settled, for [`shape_rejections`], and keeps what it says.
+#[derive(Clone)]
+pub(crate) struct Shaped(pub(crate) ErrorDetail);
 
 /// Beside `Retry-After`, and finer; the SDKs prefer it.
 pub(crate) const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
@@ -220,7 +220,7 @@ impl ApiError {
                 let remedy = if prompt >= limit {
                     format!("The prompt is too long: shorten the {param}.")
                 } else {
-                    format!("Shorten the {param} or lower max_tokens.")
+                    format!("Shorten the {param} or ask for fewer.")
                 };
                 let message = format!(
                     "This model's maximum context length is {limit} tokens. However, you requested {requested} tokens \
@@ -243,6 +243,19 @@ impl ApiError {
             TextError::Rejected(_) => Self::invalid(param, error),
             TextError::Metadata(_) | TextError::Template(_) => Self::internal(error.to_string()),
         }
+    }
+
+    /// The same about the request that the one at fault was made of: `name` knows what a field is called there.
+    #[must_use]
+    pub(crate) fn renamed(mut self, name: impl FnOnce(&str) -> String) -> Self {
+        if let Some(param) = &mut self.detail.param {
+            let other = name(param);
+            if let Some(rest) = self.detail.message.strip_prefix(param.as_str()) {
+                self.detail.message = format!("{other}{rest}");
+            }
+            *param = other;
+        }
+        self
     }
 
     /// The HTTP status.
@@ -285,8 +298,8 @@ impl IntoResponse for ApiError {
             // What is left of the request would be taken for the next one.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        response.extensions_mut().insert(Shaped);
         response.extensions_mut().insert(ErrorName(self.detail.code.unwrap_or(self.detail.r#type)));
+        response.extensions_mut().insert(Shaped(self.detail));
         response
     }
 }

@@ -7,8 +7,9 @@ pub mod chat;
 pub mod completions;
 mod lenient;
 pub mod models;
+pub mod responses;
 
-pub(crate) use lenient::{int, number, object_only, seed};
+pub(crate) use lenient::{TextOr, int, number, object_only, seed};
 
 use std::{collections::BTreeMap, fmt};
 

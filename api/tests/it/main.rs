@@ -42,6 +42,8 @@ mod operations;
 #[cfg(feature = "server")]
 mod paced;
 #[cfg(feature = "server")]
+mod page;
+#[cfg(feature = "server")]
 mod sockets;
 #[cfg(feature = "server")]
 mod source;

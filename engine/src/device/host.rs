@@ -76,10 +76,7 @@ impl Host {
     /// Reads `/sys` and `/proc`.
     pub fn read() -> Self {
         let version = fs::read_to_string("/proc/driver/nvidia/version").ok();
-        Self {
-            cards: cards(Path::new(DEVICES)),
-            kernel_driver: version.as_deref().and_then(kernel_driver),
-        }
+        Self { cards: cards(Path::new(DEVICES)), kernel_driver: version.as_deref().and_then(kernel_driver) }
     }
 
     fn branch(&self) -> Option<u32> {
