@@ -7,6 +7,8 @@ mod gguf_files;
 mod keys;
 mod malformed;
 #[cfg(feature = "server")]
+mod structured;
+#[cfg(feature = "server")]
 mod support;
 
 #[cfg(feature = "server")]
