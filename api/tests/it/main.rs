@@ -7,6 +7,8 @@ mod gguf_files;
 mod keys;
 mod malformed;
 #[cfg(feature = "server")]
+mod structured;
+#[cfg(feature = "server")]
 mod support;
 
 #[cfg(feature = "server")]
@@ -42,6 +44,8 @@ mod operations;
 #[cfg(feature = "server")]
 mod paced;
 #[cfg(feature = "server")]
+mod page;
+#[cfg(feature = "server")]
 mod sockets;
 #[cfg(feature = "server")]
 mod source;
@@ -49,3 +53,5 @@ mod source;
 mod streams;
 #[cfg(feature = "server")]
 mod tls;
+#[cfg(feature = "server")]
+mod tools;
