@@ -34,6 +34,8 @@ mod limits;
 #[cfg(feature = "server")]
 mod listening;
 #[cfg(feature = "server")]
+mod messages;
+#[cfg(feature = "server")]
 mod metrics;
 #[cfg(feature = "server")]
 mod native;
@@ -41,6 +43,10 @@ mod native;
 mod operations;
 #[cfg(feature = "server")]
 mod paced;
+#[cfg(feature = "server")]
+mod responses;
+#[cfg(feature = "server")]
+mod scripted;
 #[cfg(feature = "server")]
 mod sockets;
 #[cfg(feature = "server")]
