@@ -49,9 +49,9 @@ pub struct ApiError {
     retry_after: Option<Duration>,
 }
 
-/// Marks responses whose body is settled, for [`shape_rejections`], and keeps what it says.
-#[derive(Clone)]
-pub(crate) struct Shaped(pub(crate) ErrorDetail);
+/// Marks responses whose body is settled, for [`shape_rejections`].
+#[derive(Clone, Copy)]
+pub(crate) struct Shaped;
 
 /// Beside `Retry-After`, and finer; the SDKs prefer it.
 pub(crate) const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
@@ -299,7 +299,9 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response.extensions_mut().insert(ErrorName(self.detail.code.unwrap_or(self.detail.r#type)));
-        response.extensions_mut().insert(Shaped(self.detail));
+        response.extensions_mut().insert(Shaped);
+        // For whoever puts it into a frame.
+        response.extensions_mut().insert(self.detail);
         response
     }
 }
