@@ -25,7 +25,7 @@ use crate::{
         OutputTokensDetails, Problem, StopReason,
     },
     app::AppState,
-    error::{ApiError, Shaped},
+    error::{ApiError, ErrorDetail},
     observe::{REQUEST_ID, RequestLog},
     openai::Usage,
     stream::{Frames, Framing, Sequences, Wire, respond},
@@ -224,7 +224,7 @@ pub(crate) async fn frame(request: Request, next: Next) -> Response {
     }
     let id = request.headers().get(REQUEST_ID).cloned();
     let mut response = next.run(request).await;
-    if let Some(Shaped(detail)) = response.extensions().get() {
+    if let Some(detail) = response.extensions().get::<ErrorDetail>() {
         let framed = Json(Problem::new(detail)).into_response().into_body();
         *response.body_mut() = framed;
         response.headers_mut().remove(header::CONTENT_LENGTH);

@@ -36,6 +36,8 @@ mod limits;
 #[cfg(feature = "server")]
 mod listening;
 #[cfg(feature = "server")]
+mod messages;
+#[cfg(feature = "server")]
 mod metrics;
 #[cfg(feature = "server")]
 mod native;
@@ -45,6 +47,10 @@ mod operations;
 mod paced;
 #[cfg(feature = "server")]
 mod page;
+#[cfg(feature = "server")]
+mod responses;
+#[cfg(feature = "server")]
+mod scripted;
 #[cfg(feature = "server")]
 mod sockets;
 #[cfg(feature = "server")]
