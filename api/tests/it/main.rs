@@ -10,6 +10,8 @@ mod malformed;
 mod support;
 
 #[cfg(feature = "server")]
+mod abandoned;
+#[cfg(feature = "server")]
 mod auth;
 #[cfg(feature = "server")]
 mod chat;
