@@ -17,7 +17,7 @@ use axum::{
 };
 use futures_util::stream::{self, BoxStream};
 use m40llm_engine::{
-    EngineError, Event, FinishReason, GenerateRequest, Generation, SubmitError, Timings, TokenOut,
+    EngineError, Event, FinishReason, GenerateRequest, Generation, Meter, SubmitError, Timings, TokenOut,
 };
 use serde::Serialize;
 use tokio::time::Sleep;
@@ -139,6 +139,11 @@ impl Sequences {
         })
     }
 
+    /// What sequence `i` has used so far.
+    pub(crate) fn meter(&self, i: usize) -> Option<Arc<Meter>> {
+        self.ticket.meter(i)
+    }
+
     /// Headers of the answer: after how long its first token was expected, and from which place in the queue.
     pub(crate) fn predicted(&self) -> [(HeaderName, HeaderValue); 2] {
         [
@@ -173,7 +178,7 @@ impl Sequences {
                     metrics.observe_inter_token(now - last);
                 }
             }
-            Event::Done { reason, usage } => {
+            Event::Done { reason, usage, .. } => {
                 let first = i.is_multiple_of(self.per_prompt);
                 self.usage = Usage::new(
                     self.usage.prompt_tokens + if first { usage.prompt_tokens } else { 0 },
@@ -190,24 +195,42 @@ impl Sequences {
     }
 
     /// All sequences to their end, in the order of their requests. The first failure ends them all.
-    pub(crate) async fn collect(mut self) -> Result<(Vec<Outcome>, Usage), ApiError> {
+    pub(crate) async fn collect(self) -> Result<(Vec<Outcome>, Usage), ApiError> {
         let empty =
             || Outcome { text: String::new(), tokens: vec![], prompt: vec![], reason: FinishReason::Stop };
         let mut outcomes: Vec<Outcome> = (0..self.count).map(|_| empty()).collect();
-        while let Some((i, event)) = self.next().await {
-            let outcome = &mut outcomes[i];
-            match event {
-                Event::Prompt(tokens) => outcome.prompt = tokens,
-                Event::Text { text, tokens } => {
-                    outcome.text.push_str(&text);
-                    outcome.tokens.extend(tokens);
+        let usage = self
+            .each(|i, event| {
+                let outcome = &mut outcomes[i];
+                match event {
+                    Event::Prompt(tokens) => outcome.prompt = tokens,
+                    Event::Text { text, tokens } => {
+                        outcome.text.push_str(&text);
+                        outcome.tokens.extend(tokens);
+                    }
+                    Event::Done { reason, .. } => outcome.reason = reason,
+                    Event::Failed(_) => {}
                 }
-                Event::Done { reason, .. } => outcome.reason = reason,
+            })
+            .await?;
+        Ok((outcomes, usage))
+    }
+
+    /// Gives each event to `take`, up to the last sequence's end. The first failure ends them all.
+    pub(crate) async fn each(mut self, mut take: impl FnMut(usize, Event)) -> Result<Usage, ApiError> {
+        while let Some((i, event)) = self.next().await {
+            match event {
                 Event::Failed(error) => return Err(error.into()),
+                event => take(i, event),
             }
         }
         self.ticket.finish().await?;
-        Ok((outcomes, self.usage))
+        Ok(self.usage)
+    }
+
+    /// How many sequences there are.
+    pub(crate) fn count(&self) -> usize {
+        self.count
     }
 }
 
@@ -288,6 +311,14 @@ impl Frames {
         });
     }
 
+    /// Adds an object with a line before it that says what it is.
+    pub fn event(&mut self, name: &str, object: &impl Serialize) {
+        for part in ["event: ", name, "\n"] {
+            self.buffer.extend_from_slice(part.as_bytes());
+        }
+        self.push(object);
+    }
+
     /// Adds text that holds no line break.
     pub fn raw(&mut self, line: &str) {
         self.framed(|buffer| buffer.extend_from_slice(line.as_bytes()));
@@ -345,6 +376,10 @@ pub(crate) trait Wire: Send + 'static {
     fn event(&mut self, i: usize, event: Event, out: &mut Frames);
     /// What comes after the last event.
     fn close(&mut self, usage: Usage, out: &mut Frames);
+    /// What comes last after a failure.
+    fn failed(&mut self, error: &ApiError, out: &mut Frames) {
+        out.push(&error.body());
+    }
     /// What keeps a silent stream alive.
     fn keep_alive(&self, out: &mut Frames) {
         out.comment("keep-alive");
@@ -426,12 +461,12 @@ impl<W: Wire> Running<W> {
                 Some(None) => {
                     match self.sequences.ticket.finish().await {
                         Ok(()) => self.wire.close(self.sequences.usage, &mut self.frames),
-                        Err(error) => self.frames.push(&error.body()),
+                        Err(error) => self.wire.failed(&error, &mut self.frames),
                     }
                     more = false;
                 }
                 Some(Some((_, Event::Failed(error)))) => {
-                    self.frames.push(&ApiError::from(error).body());
+                    self.wire.failed(&ApiError::from(error), &mut self.frames);
                     more = false;
                 }
                 Some(Some((i, event))) => self.wire.event(i, event, &mut self.frames),

@@ -27,6 +27,7 @@ use crate::{
     meter::Meter,
     model::{Decoder, Mixture, ModelConfig, NamedShape, Weights},
     request::{Event, GenerateRequest},
+    sampling::{Constraint, ConstraintError, Constraints, Grammar},
     sched::{Limits, Resources, blocks_for},
     source::{self, Inbox},
     spans::{Timings, Trace},
@@ -173,6 +174,7 @@ struct Inner {
     info: ModelInfo,
     metadata: Metadata,
     tokenizer: Arc<Tokenizer>,
+    constraints: Constraints,
     jobs: mpsc::UnboundedSender<Vec<Job>>,
     /// After `jobs`, as fields are dropped in their order: the worker ends once no more jobs can come.
     _worker: Joined,
@@ -308,7 +310,16 @@ impl Engine {
         config: &EngineConfig,
         source: impl FnOnce(&mut Inbox) + Send + 'static,
     ) -> Result<Self, EngineError> {
-        let metadata = source::metadata();
+        Self::from_source_with(config, source::TEMPLATE, source)
+    }
+
+    /// As [`Engine::from_source`], of a model with this chat template.
+    pub fn from_source_with(
+        config: &EngineConfig,
+        template: &str,
+        source: impl FnOnce(&mut Inbox) + Send + 'static,
+    ) -> Result<Self, EngineError> {
+        let metadata = source::metadata(template);
         let tokenizer = Arc::new(Tokenizer::from_metadata(&metadata)?);
         let info = source::info(config.ctx_size.unwrap_or(4096), tokenizer.vocab_size());
         Self::over(info, metadata, tokenizer, config, move |jobs, shared| source::run(source, jobs, shared))
@@ -333,6 +344,7 @@ impl Engine {
             info,
             metadata,
             tokenizer,
+            constraints: Constraints::default(),
             jobs,
             _worker: Joined(Some(worker)),
             shared,
@@ -357,6 +369,11 @@ impl Engine {
     /// The model's tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.inner.tokenizer
+    }
+
+    /// Compiles what an output must be. It may take long: for the caller's task, not for one that serves others.
+    pub fn constrain(&self, grammar: &Grammar) -> Result<Constraint, ConstraintError> {
+        self.inner.constraints.compile(&self.inner.tokenizer, grammar)
     }
 
     /// Queues a request. Never blocks.

@@ -47,6 +47,6 @@ pub use handle::{Distribution, Engine, Generation, LoadProgress, Stats};
 pub use info::ModelInfo;
 pub use meter::Meter;
 pub use request::{Allowance, Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage};
-pub use sampling::SamplingParams;
+pub use sampling::{Constraint, ConstraintError, Grammar, SamplingParams};
 pub use sched::{CallerId, Forecast, PrefixCache};
 pub use spans::Timings;

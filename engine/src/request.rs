@@ -2,7 +2,11 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use crate::{error::EngineError, sampling::SamplingParams, sched::CallerId};
+use crate::{
+    error::EngineError,
+    sampling::{Constraint, SamplingParams},
+    sched::CallerId,
+};
 
 /// One sequence to generate.
 #[derive(Debug, Clone, Default)]
@@ -13,8 +17,12 @@ pub struct GenerateRequest {
     pub max_tokens: Option<usize>,
     /// How a token is chosen.
     pub sampling: SamplingParams,
+    /// What the output must be; `None`: anything. It ends the output where nothing may follow, as a stop.
+    pub constraint: Option<Constraint>,
     /// Text that ends the generation; it is not part of the output.
     pub stop: Vec<String>,
+    /// Control tokens that are printed all the same, for who tells a model's markers apart.
+    pub printed: Vec<u32>,
     /// Go on past end-of-generation tokens (for benchmarks).
     pub ignore_eos: bool,
     /// Log-probabilities of each generated token, with so many alternatives (0: the token's own only).
@@ -98,6 +106,8 @@ pub enum Event {
     Done {
         /// Why.
         reason: FinishReason,
+        /// Which of the request's stop strings it was, by its place among them.
+        matched: Option<usize>,
         /// The counts.
         usage: Usage,
     },

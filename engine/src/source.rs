@@ -121,10 +121,11 @@ pub(crate) fn run(source: impl FnOnce(&mut Inbox), jobs: UnboundedReceiver<Vec<J
     }
 }
 
-/// The metadata of a model that a source stands for: a token for each byte, and a chat template that puts
-/// each message on a line. So a prompt's tokens are its bytes.
-pub(crate) fn metadata() -> Metadata {
-    let template = "{% for m in messages %}{{ m.content }}\n{% endfor %}";
+/// A chat template that puts each message on a line.
+pub(crate) const TEMPLATE: &str = "{% for m in messages %}{{ m.content }}\n{% endfor %}";
+
+/// The metadata of a model that a source stands for: a token for each byte, so that a prompt's tokens are its bytes.
+pub(crate) fn metadata(template: &str) -> Metadata {
     let mut pairs = byte_vocabulary();
     pairs.push(("tokenizer.chat_template".into(), Value::String(template.into())));
     Metadata::from_pairs(pairs)
@@ -169,7 +170,7 @@ mod tests {
                 let completion_tokens = job.request.max_tokens.unwrap();
                 assert!(job.send(Event::Text { text: "a".into(), tokens: vec![] }));
                 let usage = Usage { prompt_tokens: 2, cached_tokens: 0, completion_tokens };
-                assert!(job.send(Event::Done { reason: FinishReason::Length, usage }));
+                assert!(job.send(Event::Done { reason: FinishReason::Length, matched: None, usage }));
             }
         })
         .unwrap();

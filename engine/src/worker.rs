@@ -22,7 +22,7 @@ use crate::{
     meter::Meter,
     model::Decoder,
     request::{Allowance, Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage},
-    sampling::{Sampler, log_softmax_of, top_logprobs},
+    sampling::{Sampler, Walk, log_softmax_of, top_logprobs},
     sched::{Arrival, Batch, Forecast, Planned, Resources, Scheduler, SequenceId},
     spans::Trace,
     text::Tokenizer,
@@ -256,9 +256,10 @@ impl<B: Backend> Worker<'_, B> {
         self.scheduler.computed();
         self.stats.steps += 1;
         let per_token = started.elapsed() / batch.tokens.len().max(1) as u32;
-        let decoder = &self.decoder;
         for plan in planned {
             let Some(request) = self.running.get_mut(&plan.id) else { continue };
+            // The rows of those that come later are on their way meanwhile.
+            self.decoder.wait_for_rows(plan.first_row + plan.rows)?;
             request.meter.prompt(plan.computed.min(request.prompt.len()));
             request.meter.spend(per_token * plan.tokens as u32);
             if plan.samples && request.generated == 0 {
@@ -267,7 +268,7 @@ impl<B: Backend> Worker<'_, B> {
                 request.cached = plan.cached;
                 request.meter.cached(plan.cached);
             }
-            let row = |i: usize| decoder.row(plan.first_row + i);
+            let row = |i: usize| self.decoder.row(plan.first_row + i);
             match request.advance(self.tokenizer, plan, row) {
                 Progress::Prompt => {}
                 Progress::Token(token) => {
@@ -346,10 +347,13 @@ enum Progress {
 struct Running {
     prompt: Vec<u32>,
     max_tokens: usize,
+    printed: Vec<u32>,
     ignore_eos: bool,
     logprobs: Option<usize>,
     prompt_logprobs: Option<usize>,
     sampler: Sampler,
+    /// Where its constraint stands.
+    walk: Option<Walk>,
     output: Output,
     scored: Vec<TokenOut>,
     generated: usize,
@@ -380,10 +384,12 @@ impl Running {
         let Job { request, events, meter, place, trace, .. } = job;
         Self {
             max_tokens,
+            printed: request.printed,
             ignore_eos: request.ignore_eos,
             logprobs: request.logprobs,
             prompt_logprobs: request.prompt_logprobs,
             sampler: Sampler::new(request.sampling, &request.prompt),
+            walk: request.constraint.map(Walk::new),
             output: Output::new(&request.stop),
             scored: Vec::new(),
             generated: 0,
@@ -410,7 +416,7 @@ impl Running {
 
     /// What the next step's logits are looked at for.
     fn need(&self) -> Need {
-        let scores = self.logprobs.is_some() || self.prompt_logprobs.is_some();
+        let scores = self.logprobs.is_some() || self.prompt_logprobs.is_some() || self.walk.is_some();
         if scores { Need::All } else { self.sampler.need() }
     }
 
@@ -431,9 +437,9 @@ impl Running {
             return self.finish(FinishReason::Length);
         }
         let logits = row(plan.rows - 1);
-        let Some(token) = self.sampler.sample(logits) else {
-            self.emit(Event::Failed(EngineError::Backend("the model produced no finite logits".into())));
-            return Progress::Ended;
+        let token = match self.choose(logits) {
+            Ok(token) => token,
+            Err(error) => return self.failed(error),
         };
         self.generated += 1;
         self.drawn = false;
@@ -441,14 +447,20 @@ impl Running {
         if self.generated == 1 {
             self.trace.first_token();
         }
-        if !self.ignore_eos && tokenizer.is_end_of_generation(token) {
+        let ends = tokenizer.is_end_of_generation(token);
+        if ends && (self.walk.is_some() || !self.ignore_eos) {
             return self.finish(FinishReason::Stop);
         }
+        let complete = match self.walk.as_mut().map_or(Ok(false), |walk| walk.advance(token)) {
+            Ok(complete) => complete,
+            Err(error) => return self.failed(error),
+        };
         let logprob = match (self.logprobs, logits) {
             (Some(n), Row::All(logits)) => Some(logprob_of(logits, token, n)),
             _ => None,
         };
-        let bytes = if tokenizer.is_control(token) { &[][..] } else { tokenizer.token_bytes(token) };
+        let is_silent = tokenizer.is_control(token) && !self.printed.contains(&token);
+        let bytes = if is_silent { &[][..] } else { tokenizer.token_bytes(token) };
         let (piece, stopped) = self.output.push(TokenOut { id: token, logprob }, bytes);
         if let Some(event) = piece {
             self.emit(event);
@@ -456,10 +468,22 @@ impl Running {
         if stopped {
             return self.end(FinishReason::Stop);
         }
+        if complete {
+            return self.finish(FinishReason::Stop);
+        }
         if self.generated >= self.max_tokens {
             return self.finish(FinishReason::Length);
         }
         Progress::Token(token)
+    }
+
+    /// Samples the next token, from those that the constraint allows.
+    fn choose(&mut self, logits: Row<'_>) -> Result<u32, EngineError> {
+        let token = match (&mut self.walk, logits) {
+            (Some(walk), Row::All(logits)) => self.sampler.sample_within(logits, walk.mask()?),
+            (_, logits) => self.sampler.sample(logits),
+        };
+        token.ok_or_else(|| EngineError::Backend("the model produced no finite logits".into()))
     }
 
     /// Row `i` predicts the prompt token at `plan.position + i + 1`.
@@ -489,11 +513,17 @@ impl Running {
         self.end(if stopped { FinishReason::Stop } else { reason })
     }
 
+    fn failed(&self, error: EngineError) -> Progress {
+        self.trace.failed(&error);
+        self.emit(Event::Failed(error));
+        Progress::Ended
+    }
+
     fn end(&self, reason: FinishReason) -> Progress {
         let prompt_tokens = self.prompt.len();
         let usage = Usage { prompt_tokens, cached_tokens: self.cached, completion_tokens: self.generated };
         self.trace.done(reason, usage);
-        self.emit(Event::Done { reason, usage });
+        self.emit(Event::Done { reason, matched: self.output.matched(), usage });
         Progress::Ended
     }
 

@@ -6,12 +6,16 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::Value as Json;
 use utoipa::ToSchema;
 
-use super::{FinishReason, LogitBias, Stop, StreamOptions, Usage, int, number, object_only, seed};
+pub use super::format::ResponseFormat;
+use super::{
+    FinishReason, LogitBias, Stop, StreamOptions, Usage, format::StructuredOutputs, int, number, object_only,
+    seed,
+};
 
 /// A conversation to continue. A `null` is the same as an absent field; unknown fields are ignored, as
-/// are `user`, `store`, `metadata`, `service_tier`, `prediction`, `verbosity`, `safety_identifier`,
-/// `prompt_cache_key` and `parallel_tool_calls`.
-#[derive(Debug, Deserialize, ToSchema)]
+/// are `user`, `store`, `metadata`, `service_tier`, `prediction`, `verbosity`, `safety_identifier` and
+/// `prompt_cache_key`.
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(remote = "Self")]
 #[schema(example = json!({
     "messages": [{"role": "user", "content": "Why is the sky blue?"}],
@@ -84,14 +88,38 @@ pub struct ChatRequest {
     #[serde(default, deserialize_with = "int")]
     #[schema(minimum = 0, maximum = 20)]
     pub top_logprobs: Option<i64>,
-    /// Tools that the model's chat template is told about.
+    /// Tools that the model may call. It is told of them in the words of its chat template.
     #[schema(value_type = Option<Vec<Tool>>)]
     pub tools: Option<Vec<Json>>,
-    /// `none` or `auto`. (`required` and a named function are refused for now.)
-    #[schema(value_type = Option<String>)]
+    /// `auto`: the model may call tools, the default; `none`: it is told of none; `required`: it must call one or
+    /// more; `{"type":"function","function":{"name":…}}`: this one, once;
+    /// `{"type":"allowed_tools","allowed_tools":{"mode":…,"tools":[…]}}`: `auto` or `required`, of these only.
+    #[schema(value_type = Option<ToolChoice>)]
     pub tool_choice: Option<Json>,
-    /// `{"type":"text"}`. (`json_object` and `json_schema` are refused for now.)
+    /// Whether one answer may make several calls; true when absent.
+    pub parallel_tool_calls: Option<bool>,
+    /// What the answer must be: `{"type":"text"}`, any JSON object, or what a schema allows.
     pub response_format: Option<ResponseFormat>,
+    /// The answer matches this regular expression, from end to end.
+    pub regex: Option<String>,
+    /// The answer is one of these texts.
+    pub choice: Option<Vec<String>>,
+    /// The answer follows this grammar, in llguidance's variant of Lark.
+    pub grammar: Option<String>,
+    /// The same in vLLM's field.
+    pub structured_outputs: Option<StructuredOutputs>,
+    /// `structured_outputs.json` by its older name, as are the following.
+    #[schema(ignore)]
+    pub guided_json: Option<Json>,
+    /// A regular expression.
+    #[schema(ignore)]
+    pub guided_regex: Option<String>,
+    /// Texts.
+    #[schema(ignore)]
+    pub guided_choice: Option<Vec<String>>,
+    /// A grammar.
+    #[schema(ignore)]
+    pub guided_grammar: Option<String>,
     /// Further variables for the model's chat template, such as `enable_thinking`.
     #[schema(value_type = Option<Object>)]
     pub chat_template_kwargs: Option<serde_json::Map<String, Json>>,
@@ -105,7 +133,7 @@ pub struct ChatRequest {
 object_only!(ChatRequest);
 
 /// One turn of the conversation.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(remote = "Self")]
 pub struct ChatMessage {
     /// `system`, `developer`, `user`, `assistant` or `tool`.
@@ -239,25 +267,41 @@ pub struct Tool {
 #[derive(ToSchema)]
 #[allow(dead_code, reason = "only its schema is used")]
 pub struct FunctionDefinition {
-    /// Its name.
-    #[schema(example = "get_weather")]
+    /// Its name: up to 64 letters, digits, `_` and `-`. Names differ.
+    #[schema(example = "get_weather", pattern = "^[a-zA-Z0-9_-]{1,64}$")]
     name: String,
     /// What it does.
     description: Option<String>,
-    /// A JSON schema of its arguments.
+    /// A JSON schema of its arguments, which are an object. None are taken when it is absent.
     #[schema(value_type = Option<Object>)]
     parameters: Option<Json>,
+    /// Refuse the request when this schema cannot be enforced. Otherwise it is so only where a call is required.
+    strict: Option<bool>,
 }
 
-/// The shape of the answer.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(remote = "Self")]
-pub struct ResponseFormat {
-    /// `text`.
-    #[schema(example = "text")]
-    pub r#type: String,
+/// A word, or an object that names what may be called.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "only its schema is used")]
+pub enum ToolChoice {
+    /// A word.
+    Word(ToolChoiceWord),
+    /// A function, or the tools that are allowed.
+    Named(serde_json::Map<String, Json>),
 }
-object_only!(ResponseFormat);
+
+/// Whether tools are called.
+#[derive(ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(dead_code, reason = "only its schema is used")]
+pub enum ToolChoiceWord {
+    /// No call.
+    None,
+    /// As the model likes.
+    Auto,
+    /// At least one call.
+    Required,
+}
 
 /// A whole answer.
 #[derive(Debug, Serialize, ToSchema)]
@@ -300,13 +344,43 @@ pub struct AssistantMessage {
     /// Always `assistant`.
     #[schema(example = "assistant")]
     pub role: &'static str,
-    /// The text.
+    /// The text; null when there is none but calls.
     #[schema(example = "Because air scatters blue light more than red.")]
     #[schema(required)]
     pub content: Option<String>,
     /// Always null.
     #[schema(required)]
     pub refusal: Option<String>,
+    /// What it thought before, of models that tell it apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    /// The calls it made; absent when there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<MadeCall>,
+}
+
+/// A call that the model made.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct MadeCall {
+    /// Unique; the message with the tool's answer repeats it.
+    #[schema(example = "call_0f1e2d3c")]
+    pub id: String,
+    /// Always `function`.
+    #[schema(example = "function")]
+    pub r#type: &'static str,
+    /// What was called.
+    pub function: MadeFunctionCall,
+}
+
+/// A function and what it is given.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct MadeFunctionCall {
+    /// The function.
+    #[schema(example = "get_weather")]
+    pub name: String,
+    /// JSON in a string, as the model wrote it; cut off when `finish_reason` is `length`.
+    #[schema(example = "{\"city\": \"Paris\"}")]
+    pub arguments: String,
 }
 
 /// Log-probabilities of an answer, or of one chunk of it.
@@ -320,7 +394,7 @@ pub struct ChatLogprobs {
 }
 
 /// A token that was chosen.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ChatTokenLogprob {
     /// Its text, lossily where its bytes are not whole characters.
     pub token: String,
@@ -333,7 +407,7 @@ pub struct ChatTokenLogprob {
 }
 
 /// A token that might have been chosen.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct TopLogprob {
     /// Its text, lossily where its bytes are not whole characters.
     pub token: String,
@@ -380,7 +454,7 @@ pub struct ChatChunkChoice<'a> {
     pub finish_reason: Option<FinishReason>,
 }
 
-/// New in a choice: the role once, then text, then nothing.
+/// New in a choice: the role once, then text, reasoning or calls, then nothing.
 #[derive(Debug, Default, Serialize, ToSchema)]
 pub struct Delta<'a> {
     /// In the first chunk: `assistant`.
@@ -389,4 +463,35 @@ pub struct Delta<'a> {
     /// More text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<&'a str>,
+    /// More of what it thinks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<&'a str>,
+    /// A call that begins, or more of its arguments.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<[CallDelta<'a>; 1]>,
+}
+
+/// New in a call. `id`, `type` and the function's name come once, with no arguments yet.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct CallDelta<'a> {
+    /// Which of the choice's calls, from 0.
+    pub index: usize,
+    /// Unique; in the call's first chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<&'a str>,
+    /// `function`, in the call's first chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub r#type: Option<&'static str>,
+    /// What is called.
+    pub function: FunctionDelta<'a>,
+}
+
+/// New in a called function.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct FunctionDelta<'a> {
+    /// The function, in the call's first chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<&'a str>,
+    /// More of the JSON text.
+    pub arguments: &'a str,
 }

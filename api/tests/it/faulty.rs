@@ -105,6 +105,10 @@ impl<B: Backend> Backend for Faulty<B> {
         self.inner.rows(needs)
     }
 
+    fn wait_for_rows(&mut self, count: usize) -> Result<(), EngineError> {
+        self.inner.wait_for_rows(count)
+    }
+
     fn row(&self, index: usize) -> Row<'_> {
         self.inner.row(index)
     }

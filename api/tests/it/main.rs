@@ -7,6 +7,8 @@ mod gguf_files;
 mod keys;
 mod malformed;
 #[cfg(feature = "server")]
+mod structured;
+#[cfg(feature = "server")]
 mod support;
 
 #[cfg(feature = "server")]
@@ -36,6 +38,8 @@ mod limits;
 #[cfg(feature = "server")]
 mod listening;
 #[cfg(feature = "server")]
+mod messages;
+#[cfg(feature = "server")]
 mod metrics;
 #[cfg(feature = "server")]
 mod native;
@@ -44,6 +48,12 @@ mod operations;
 #[cfg(feature = "server")]
 mod paced;
 #[cfg(feature = "server")]
+mod page;
+#[cfg(feature = "server")]
+mod responses;
+#[cfg(feature = "server")]
+mod scripted;
+#[cfg(feature = "server")]
 mod sockets;
 #[cfg(feature = "server")]
 mod source;
@@ -51,3 +61,5 @@ mod source;
 mod streams;
 #[cfg(feature = "server")]
 mod tls;
+#[cfg(feature = "server")]
+mod tools;

@@ -307,11 +307,16 @@ pub trait Backend: Send + 'static {
     /// `output · rmsnorm(x[logit_rows])`, `[logit_rows, vocab]`.
     fn logits(&mut self, norm: &Self::Vector, output: &Self::Weight) -> Result<(), EngineError>;
 
-    /// Brings to the host what is needed of each row of the step's logits, one need a row, and so ends
-    /// the step.
+    /// Has what is needed of each row of the step's logits brought to the host, one need a row, and so ends the step:
+    /// all is computed when this returns, though whole rows may still be on their way.
     fn rows(&mut self, needs: &[Need]) -> Result<(), EngineError>;
 
-    /// Row `index` of the step's logits, as `rows` brought it; valid until the next `begin`.
+    /// Waits until the first `count` rows have come; each may be used while those after it still come.
+    fn wait_for_rows(&mut self, _count: usize) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    /// Row `index` of the step's logits, which has come; valid until the next `begin`.
     fn row(&self, index: usize) -> Row<'_>;
 
     /// What the device has done so far; all zero on a host.

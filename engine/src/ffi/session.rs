@@ -120,7 +120,7 @@ impl Session {
                     }
                 }
                 Some(Event::Prompt(_)) => {}
-                Some(Event::Done { reason, usage }) => {
+                Some(Event::Done { reason, usage, .. }) => {
                     outcome.finish = finish(reason);
                     outcome.prompt_tokens = usage.prompt_tokens as u64;
                     outcome.cached_tokens = usage.cached_tokens as u64;

@@ -40,9 +40,19 @@ impl<B: Backend> Decoder<B> {
         backend.rows(needs)
     }
 
+    /// Waits until the first `count` rows of the last step's logits are there for [`Decoder::row`].
+    pub fn wait_for_rows(&mut self, count: usize) -> Result<(), EngineError> {
+        self.backend.wait_for_rows(count)
+    }
+
     /// Row `index` of the last step's logits.
     pub fn row(&self, index: usize) -> Row<'_> {
         self.backend.row(index)
+    }
+
+    /// The device that it runs on.
+    pub fn backend(&self) -> &B {
+        &self.backend
     }
 
     /// What the device has done so far.

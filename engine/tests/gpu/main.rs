@@ -6,4 +6,6 @@
 mod support;
 
 mod decoder;
+mod run;
 mod serving;
+mod stored;

@@ -1,0 +1,252 @@
+//! Outputs that follow a grammar: which tokens may come next.
+//!
+//! A [`Grammar`] is compiled for the model's vocabulary on the caller's task. Each choice then walks a copy of its
+//! own: a mask before a token is sampled, a step after it. The work is llguidance's; here it is bounded, and held
+//! away from the other requests.
+
+mod schema;
+mod vocabulary;
+
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, OnceLock},
+    thread,
+};
+
+use llguidance::{Matcher, api::StopReason, api::TopLevelGrammar, toktrie::SimpleVob};
+use serde_json::{Value, json};
+
+use self::vocabulary::Vocabulary;
+use crate::{error::EngineError, handle::lock, text::Tokenizer};
+
+/// What an output must be.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Grammar {
+    /// Any JSON object.
+    JsonObject,
+    /// A JSON value that this schema allows.
+    JsonSchema(Value),
+    /// A text that this regular expression matches from end to end.
+    Regex(String),
+    /// One of these texts.
+    Choice(Vec<String>),
+    /// What the rule `start` of this grammar derives, in llguidance's variant of Lark. It may name the model's
+    /// special tokens (`<tool_call>`) and hold JSON schemas, which [`Grammar::json`] writes.
+    Lark(String),
+}
+
+impl Grammar {
+    /// A JSON schema as an expression of a Lark grammar: held to the same rules as [`Grammar::JsonSchema`].
+    pub fn json(schema: &Value) -> Result<String, ConstraintError> {
+        Ok(format!("%json {}", schema::enforced(schema)?))
+    }
+}
+
+/// Why there is no constraint: the caller's fault. One line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConstraintError {
+    /// A part of a JSON schema, by its JSON pointer, that is not valid or not enforced.
+    #[error("at {at}: {what}")]
+    Schema {
+        /// `#` for all of it, or such as `#/properties/name`.
+        at: String,
+        /// What is wrong there, naming the keyword, and what is allowed.
+        what: String,
+    },
+    /// A regular expression, a choice or a grammar that does not compile, or is larger than is allowed.
+    #[error("{0}")]
+    Grammar(String),
+}
+
+/// A grammar compiled for one vocabulary. Each choice of a request walks its own copy.
+#[derive(Clone)]
+pub struct Constraint(Arc<Compiled>);
+
+struct Compiled {
+    /// As it was before the first token.
+    matcher: Mutex<Matcher>,
+    first: Mask,
+}
+
+impl Constraint {
+    /// How many of `tokens` may begin an output, and whether it may end after them: to try a grammar out.
+    pub fn allows(&self, tokens: &[u32]) -> (usize, bool) {
+        let mut matcher = lock(&self.0.matcher).deep_clone();
+        let fits = matcher.try_consume_tokens(tokens).unwrap_or(0);
+        (fits, fits == tokens.len() && matcher.is_accepting().unwrap_or(false))
+    }
+}
+
+impl fmt::Debug for Constraint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Constraint")
+    }
+}
+
+/// Compiles grammars. The vocabulary's trie is made for the first of them.
+#[derive(Default)]
+pub(crate) struct Constraints(OnceLock<Result<Vocabulary, String>>);
+
+impl fmt::Debug for Constraints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Constraints")
+    }
+}
+
+impl Constraints {
+    pub(crate) fn compile(
+        &self,
+        tokenizer: &Tokenizer,
+        grammar: &Grammar,
+    ) -> Result<Constraint, ConstraintError> {
+        let made = || guarded(|| Vocabulary::new(tokenizer));
+        let vocabulary = self.0.get_or_init(made).as_ref().map_err(|why| {
+            ConstraintError::Grammar(format!("this model's vocabulary cannot be constrained: {why}"))
+        })?;
+        let json = match grammar {
+            Grammar::JsonObject => Some(json!({"type": "object"})),
+            Grammar::JsonSchema(schema) => Some(schema.clone()),
+            _ => None,
+        };
+        let top = match grammar {
+            Grammar::JsonObject | Grammar::JsonSchema(_) => {
+                TopLevelGrammar::from_json_schema(schema::enforced(json.as_ref().unwrap_or(&Value::Null))?)
+            }
+            Grammar::Regex(regex) => TopLevelGrammar::from_regex(bounded(regex)?),
+            Grammar::Choice(texts) => TopLevelGrammar::from_lark(one_of(texts)?),
+            Grammar::Lark(text) => TopLevelGrammar::from_lark(bounded(text)?.to_owned()),
+        };
+        let compiled = on_a_deep_stack(|| {
+            let mut matcher = Matcher::new(Ok(vocabulary.compile(top)?));
+            let first = matcher.compute_mask().map_err(|_| reason(&matcher).to_owned())?;
+            Ok(Compiled { matcher: Mutex::new(matcher), first: Mask(first) })
+        });
+        match (compiled, json) {
+            (Ok(compiled), _) => Ok(Constraint(Arc::new(compiled))),
+            (Err(words), Some(schema)) => Err(schema::explained(&schema, &words)),
+            (Err(words), None) => Err(ConstraintError::Grammar(words)),
+        }
+    }
+}
+
+/// Longest text of a regular expression, a grammar or all choices together.
+const TEXT: usize = 64 << 10;
+/// Compiling goes as deep as what is compiled is nested, and a stack that ends ends the process. Only what is
+/// used of it is taken.
+const STACK: usize = 256 << 20;
+
+fn bounded(text: &str) -> Result<&str, ConstraintError> {
+    let most = || ConstraintError::Grammar(format!("longer than {TEXT} bytes"));
+    if text.len() > TEXT { Err(most()) } else { Ok(text) }
+}
+
+/// Runs what may go deep, and may panic on a grammar nobody has thought of.
+fn on_a_deep_stack<T: Send>(work: impl FnOnce() -> Result<T, String> + Send) -> Result<T, String> {
+    thread::scope(|scope| {
+        let compiler = thread::Builder::new().name("m40llm-grammar".into()).stack_size(STACK);
+        match compiler.spawn_scoped(scope, || guarded(work).map_err(|words| in_a_line(&words))) {
+            Ok(running) => running.join().unwrap_or_else(|_| Err("it cannot be compiled".into())),
+            Err(error) => Err(format!("no thread to compile it on: {error}")),
+        }
+    })
+}
+
+/// Texts of which one is to be written, as a Lark grammar.
+fn one_of(texts: &[String]) -> Result<String, ConstraintError> {
+    if texts.is_empty() || texts.iter().any(String::is_empty) {
+        let what = "the choices must be one text at least, and none of them empty";
+        return Err(ConstraintError::Grammar(what.into()));
+    }
+    let quoted: Vec<String> = texts.iter().map(|text| Value::from(text.as_str()).to_string()).collect();
+    let grammar = format!("start: {}", quoted.join(" | "));
+    bounded(&grammar)?;
+    Ok(grammar)
+}
+
+/// Runs what may panic on a grammar nobody has thought of.
+fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err("it cannot be compiled".into()))
+}
+
+/// The compiler's words in one line: where regular expressions are quoted at length, what is wrong with them.
+fn in_a_line(words: &str) -> String {
+    let verdict = words.lines().find_map(|line| line.trim().strip_prefix("error: "));
+    let line = verdict.or_else(|| words.lines().next()).unwrap_or_default();
+    match line.char_indices().nth(300) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.into(),
+    }
+}
+
+/// The tokens that may come next.
+pub struct Mask(SimpleVob);
+
+impl Mask {
+    /// Takes the logits of all other tokens away.
+    pub fn apply(&self, row: &mut [f32]) {
+        for (logits, &word) in row.chunks_mut(32).zip(self.0.as_slice()) {
+            if word == u32::MAX {
+                continue;
+            }
+            for (bit, logit) in logits.iter_mut().enumerate() {
+                if word >> bit & 1 == 0 {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+        let known = self.0.as_slice().len() * 32;
+        if let Some(rest) = row.get_mut(known..) {
+            rest.fill(f32::NEG_INFINITY);
+        }
+    }
+}
+
+/// One choice's way through its grammar.
+pub(crate) struct Walk {
+    constraint: Constraint,
+    /// None before the first token.
+    state: Option<(Matcher, Option<Mask>)>,
+}
+
+impl Walk {
+    pub(crate) fn new(constraint: Constraint) -> Self {
+        Self { constraint, state: None }
+    }
+
+    /// What may come next.
+    pub(crate) fn mask(&mut self) -> Result<&Mask, EngineError> {
+        let Some((matcher, mask)) = &mut self.state else { return Ok(&self.constraint.0.first) };
+        if mask.is_none() {
+            let computed = guarded(|| matcher.compute_mask().map_err(|error| error.to_string()));
+            *mask = Some(Mask(computed.map_err(|_| failure(matcher))?));
+        }
+        mask.as_ref().ok_or_else(|| failure(matcher))
+    }
+
+    /// Goes on with `token`, one of the mask's. True when nothing may follow it.
+    pub(crate) fn advance(&mut self, token: u32) -> Result<bool, EngineError> {
+        let (matcher, mask) =
+            self.state.get_or_insert_with(|| (lock(&self.constraint.0.matcher).deep_clone(), None));
+        *mask = None;
+        guarded(|| matcher.consume_token(token).map_err(|error| error.to_string()))
+            .map_err(|_| failure(matcher))?;
+        Ok(matcher.is_stopped())
+    }
+}
+
+/// What ended a walk.
+fn failure(matcher: &Matcher) -> EngineError {
+    EngineError::Constraint(reason(matcher))
+}
+
+/// Why no token can follow. It tells nothing of the output or the grammar, as it may be logged.
+fn reason(matcher: &Matcher) -> &'static str {
+    match matcher.stop_reason() {
+        StopReason::LexerTooComplex => {
+            "it takes more time or memory to tell its texts apart than a request is allowed"
+        }
+        StopReason::ParserTooComplex => "it is more ambiguous than a request is allowed",
+        _ => "no text satisfies it",
+    }
+}
