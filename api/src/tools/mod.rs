@@ -19,7 +19,6 @@ pub(crate) use family::{Family, Format};
 pub(crate) use generic::rewrite;
 pub(crate) use grammar::{Calling, Mark};
 pub(crate) use reader::{Calls, Reader, Reading, THINK, Thinks};
-pub(crate) use thoughts::Thoughts;
 pub(crate) use turn::{Said, Turn, collect};
 
 /// A call's id, unique.
