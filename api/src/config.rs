@@ -106,7 +106,7 @@ pub(crate) struct ServeArgs {
     /// Where keys and accounts are kept [default: m40llm in `XDG_STATE_HOME`, else ~/.local/state/m40llm]
     #[arg(long, value_name = "DIR", value_parser = state_dir)]
     state_dir: Option<PathBuf>,
-    /// Ask for a key at /docs and /openapi.json too
+    /// Ask for a key at /, /docs and /openapi.json too
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           value_parser = boolean)]
     private_docs: Option<bool>,

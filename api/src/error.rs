@@ -216,9 +216,15 @@ impl ApiError {
                 Self::overloaded(format!("{error}; try again later"))
             }
             SubmitError::ContextLength { prompt, requested, limit } => {
+                // Clients tell by these words: LiteLLM by the first, LangChain and Anthropic's by the last.
+                let remedy = if prompt >= limit {
+                    format!("The prompt is too long: shorten the {param}.")
+                } else {
+                    format!("Shorten the {param} or ask for fewer.")
+                };
                 let message = format!(
                     "This model's maximum context length is {limit} tokens. However, you requested {requested} tokens \
-                     ({prompt} in the {param}, {} in the completion). Shorten the {param} or ask for fewer.",
+                     ({prompt} in the {param}, {} in the completion). {remedy}",
                     requested.saturating_sub(prompt)
                 );
                 let mut error = Self::new(StatusCode::BAD_REQUEST, INVALID, message);
@@ -353,8 +359,15 @@ mod tests {
         );
         assert_eq!(error.status(), StatusCode::BAD_REQUEST);
         assert!(error.detail.message.contains("This model's maximum context length is 100 tokens"));
+        assert!(error.detail.message.ends_with("Shorten the messages or lower max_tokens."));
         assert_eq!(error.detail.code, Some("context_length_exceeded"));
         assert_eq!(error.detail.param.as_deref(), Some("messages"));
+
+        let error = ApiError::submit(
+            SubmitError::ContextLength { prompt: 101, requested: 102, limit: 100 },
+            "prompt",
+        );
+        assert!(error.detail.message.ends_with("The prompt is too long: shorten the prompt."));
 
         for error in [SubmitError::QueueFull(3), SubmitError::Draining] {
             let response = ApiError::submit(error, "prompt").into_response();

@@ -10,6 +10,7 @@ mod health;
 pub(crate) mod messages;
 mod metrics;
 mod models;
+mod page;
 mod responses;
 mod tokens;
 mod usage;
@@ -90,6 +91,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(tokens::apply_template))
         .routes(routes!(health::health))
         .routes(routes!(metrics::metrics))
+        .routes(routes!(page::page))
         .routes(routes!(docs::document))
         .routes(routes!(docs::page))
         .routes(routes!(usage::own))

@@ -20,7 +20,7 @@ const POSTS: [&str; 9] = [
 
 #[tokio::test]
 async fn unknown_routes_are_404() {
-    for path in ["/", "/v1", "/v1/nothing", "/docs/nothing.js", "/v1/chat/completions/x", "/%ff"] {
+    for path in ["//", "/v1", "/v1/nothing", "/docs/nothing.js", "/v1/chat/completions/x", "/%ff"] {
         let answer = get(&loading(), path).await;
         assert_eq!(answer.status, 404, "{path}");
         let error = answer.error();
@@ -37,7 +37,7 @@ async fn wrong_methods_are_405_with_allow() {
         assert_eq!((answer.status.as_u16(), answer.header("allow")), (405, "POST"), "{path}");
         assert_eq!(answer.error()["type"], "invalid_request_error");
     }
-    for path in ["/v1/models", "/v1/models/x", "/health", "/metrics", "/docs", "/openapi.json"] {
+    for path in ["/v1/models", "/v1/models/x", "/health", "/metrics", "/", "/docs", "/openapi.json"] {
         let answer = post(&loading(), path, &json!({})).await;
         assert_eq!((answer.status.as_u16(), answer.header("allow")), (405, "GET,HEAD"), "{path}");
         assert_eq!(answer.error()["type"], "invalid_request_error");

@@ -48,6 +48,7 @@ fn every_route_is_in_it_with_its_security() {
         ("/health", "get", &open),
         ("/metrics", "get", &keyed),
         ("/openapi.json", "get", &open),
+        ("/", "get", &open),
         ("/docs", "get", &open),
         ("/v1/usage", "get", &keyed),
         ("/admin/keys", "get", &always_keyed),

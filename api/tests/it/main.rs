@@ -43,6 +43,7 @@ mod native;
 mod operations;
 #[cfg(feature = "server")]
 mod paced;
+mod page;
 #[cfg(feature = "server")]
 mod responses;
 #[cfg(feature = "server")]
@@ -55,3 +56,5 @@ mod source;
 mod streams;
 #[cfg(feature = "server")]
 mod tls;
+#[cfg(feature = "server")]
+mod tools;
