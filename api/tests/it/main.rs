@@ -44,6 +44,8 @@ mod paced;
 #[cfg(feature = "server")]
 mod page;
 #[cfg(feature = "server")]
+mod pull;
+#[cfg(feature = "server")]
 mod sockets;
 #[cfg(feature = "server")]
 mod source;
