@@ -307,6 +307,7 @@ fn layered(router: Router<AppState>, state: AppState) -> Router {
         .layer(CatchPanicLayer::custom(|_| panicked()))
         .layer(cors(&state.config().cors_origins))
         .layer(middleware::from_fn_with_state(state.clone(), guard::guard))
+        .layer(middleware::from_fn(routes::messages::frame))
         .layer(middleware::from_fn_with_state(state.clone(), observe::track))
         .with_state(state)
 }

@@ -17,7 +17,7 @@ use axum::{
 };
 use futures_util::stream::{self, BoxStream};
 use m40llm_engine::{
-    EngineError, Event, FinishReason, GenerateRequest, Generation, SubmitError, Timings, TokenOut,
+    EngineError, Event, FinishReason, GenerateRequest, Generation, Meter, SubmitError, Timings, TokenOut,
 };
 use serde::Serialize;
 use tokio::time::Sleep;
@@ -132,6 +132,11 @@ impl Sequences {
             failed: false,
             predicted,
         })
+    }
+
+    /// What sequence `i` has used so far.
+    pub(crate) fn meter(&self, i: usize) -> Option<Arc<Meter>> {
+        self.ticket.meter(i)
     }
 
     /// A header of the answer: after how long its first token was expected.
@@ -298,6 +303,14 @@ impl Frames {
         });
     }
 
+    /// Adds an object with a line before it that says what it is.
+    pub fn event(&mut self, name: &str, object: &impl Serialize) {
+        for part in ["event: ", name, "\n"] {
+            self.buffer.extend_from_slice(part.as_bytes());
+        }
+        self.push(object);
+    }
+
     /// Adds text that holds no line break.
     pub fn raw(&mut self, line: &str) {
         self.framed(|buffer| buffer.extend_from_slice(line.as_bytes()));
@@ -355,6 +368,10 @@ pub(crate) trait Wire: Send + 'static {
     fn event(&mut self, i: usize, event: Event, out: &mut Frames);
     /// What comes after the last event.
     fn close(&mut self, usage: Usage, out: &mut Frames);
+    /// What comes last after a failure.
+    fn failed(&mut self, error: &ApiError, out: &mut Frames) {
+        out.push(&error.body());
+    }
     /// What keeps a silent stream alive.
     fn keep_alive(&self, out: &mut Frames) {
         out.comment("keep-alive");
@@ -436,12 +453,12 @@ impl<W: Wire> Running<W> {
                 Some(None) => {
                     match self.sequences.ticket.finish().await {
                         Ok(()) => self.wire.close(self.sequences.usage, &mut self.frames),
-                        Err(error) => self.frames.push(&error.body()),
+                        Err(error) => self.wire.failed(&error, &mut self.frames),
                     }
                     more = false;
                 }
                 Some(Some((_, Event::Failed(error)))) => {
-                    self.frames.push(&ApiError::from(error).body());
+                    self.wire.failed(&ApiError::from(error), &mut self.frames);
                     more = false;
                 }
                 Some(Some((i, event))) => self.wire.event(i, event, &mut self.frames),

@@ -304,7 +304,16 @@ impl Engine {
         config: &EngineConfig,
         source: impl FnOnce(&mut Inbox) + Send + 'static,
     ) -> Result<Self, EngineError> {
-        let metadata = source::metadata();
+        Self::from_source_with(config, source::TEMPLATE, source)
+    }
+
+    /// As [`Engine::from_source`], of a model with this chat template.
+    pub fn from_source_with(
+        config: &EngineConfig,
+        template: &str,
+        source: impl FnOnce(&mut Inbox) + Send + 'static,
+    ) -> Result<Self, EngineError> {
+        let metadata = source::metadata(template);
         let tokenizer = Arc::new(Tokenizer::from_metadata(&metadata)?);
         let info = source::info(config.ctx_size.unwrap_or(4096), tokenizer.vocab_size());
         Self::over(info, metadata, tokenizer, config, move |jobs, shared| source::run(source, jobs, shared))

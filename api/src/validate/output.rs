@@ -6,7 +6,10 @@ use m40llm_engine::{
 };
 use serde_json::json;
 
-use super::tools::{Function, Tools};
+use super::{
+    format::Answer,
+    tools::{Function, Tools},
+};
 use crate::{
     error::ApiError,
     tools::{Calling, Calls, Family, Mark, Reading, THINK, Thinks},
@@ -27,16 +30,16 @@ impl Output {
         template: &ChatTemplate,
         prompt: &str,
         tools: &Tools,
-        answer: Option<&Grammar>,
+        answer: Option<&Answer>,
     ) -> Result<Self, ApiError> {
         let tokenizer = engine.tokenizer();
-        let json = match answer {
+        let json = match answer.map(|answer| &answer.grammar) {
             Some(Grammar::JsonObject) => Some(json!({"type": "object"})),
             Some(Grammar::JsonSchema(schema)) => Some(schema.clone()),
             _ => None,
         };
-        if answer.is_some() && json.is_none() {
-            return Self::of_grammar(engine, tools, answer);
+        if let Some(answer) = answer.filter(|_| json.is_none()) {
+            return Self::of_grammar(tools, answer);
         }
         let thinks = thinks(template, prompt);
         let format = Family::of(template).format();
@@ -61,6 +64,7 @@ impl Output {
             .functions
             .iter()
             .map(|function| Ok((function.name.as_str(), arguments(function, tools.must, engine)?)));
+        let param = answer.map_or("tools", |answer| answer.param);
         let answer = json.as_ref().map(Grammar::json).transpose();
         let calling = Calling {
             tokenizer,
@@ -69,22 +73,20 @@ impl Output {
             must: tools.must,
             several: tools.several,
             thinks,
-            answer: answer.map_err(|e| ApiError::invalid("response_format", e))?,
+            answer: answer.map_err(|e| ApiError::invalid(param, e))?,
         };
-        let param = if tools.functions.is_empty() { "response_format" } else { "tools" };
         let constraint = engine.constrain(&Grammar::Lark(calling.lark()));
         output.constraint = Some(constraint.map_err(|e| ApiError::invalid(param, e))?);
         Ok(output)
     }
 
     /// An answer that is not JSON stands alone.
-    fn of_grammar(engine: &Engine, tools: &Tools, answer: Option<&Grammar>) -> Result<Self, ApiError> {
+    fn of_grammar(tools: &Tools, answer: &Answer) -> Result<Self, ApiError> {
         if !tools.functions.is_empty() {
             let what = "together with an output that follows a grammar they cannot be called; use `none`";
             return Err(ApiError::invalid("tool_choice", what));
         }
-        let constraint = answer.map(|grammar| engine.constrain(grammar)).transpose();
-        let constraint = constraint.map_err(|e| ApiError::invalid("response_format", e))?;
+        let constraint = Some(answer.constraint.clone());
         Ok(Self { constraint, printed: Vec::new(), reading: Reading::default() })
     }
 

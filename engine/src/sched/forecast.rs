@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{CallerId, CallerLoad, Pace};
+use super::{CallerId, CallerLoad, Load, Pace};
 
 /// What is going on, as of the last step.
 #[derive(Debug, Clone, Default)]
@@ -15,18 +15,24 @@ pub struct Forecast {
     pub running: usize,
     /// Seconds that a sequence keeps its place; 0 before the first has given it up.
     pub held: f64,
-    /// Seconds that a token of a prompt takes with what goes on beside it; 0 before the first.
+    /// Seconds that a token of a prompt takes by itself; 0 before the first.
     pub prompt: f64,
+    /// And what it takes for each token before it.
+    pub lookback: f64,
+    /// How much longer prompts take with what goes on beside them, as a factor.
+    pub slowdown: f64,
     /// Seconds of a step in which those that run decode.
     pub step: f64,
 }
 
 impl Forecast {
-    /// Takes the speed of steps over.
-    pub(crate) fn measure(&mut self, pace: &Pace) {
-        self.step = pace.decode_seconds(self.running);
-        let each = pace.budget(self.running) as f64;
-        self.prompt = pace.prompt_seconds() + if self.running > 0 { self.step / each } else { 0.0 };
+    /// Takes the speed of steps over; the last one had this to decode.
+    pub(crate) fn measure(&mut self, pace: &Pace, decode: Load) {
+        self.step = pace.decode_seconds(decode);
+        self.prompt = pace.prompt_seconds(1, 0);
+        self.lookback = pace.prompt_seconds(1, 1) - self.prompt;
+        let budget = pace.budget(decode, 1).seconds;
+        self.slowdown = 1.0 + if budget.is_finite() { self.step / budget } else { 0.0 };
     }
 
     /// Until the first token of a prompt of so many tokens: a place, the prompts that are read before and beside it,
@@ -41,7 +47,8 @@ impl Forecast {
         // In turns, by weight: others come as far as their own prompts go.
         let beside: f64 =
             others().map(|c| (c.tokens as f64).min(first_tokens * f64::from(c.weight) / weight)).sum();
-        let reading = (first_tokens + beside) * self.prompt;
+        let attention = self.lookback * (prompt * prompt) as f64 / 2.0;
+        let reading = ((first_tokens + beside) * self.prompt + attention) * self.slowdown;
 
         let all_waiting: usize = self.callers.iter().map(|c| c.waiting).sum();
         let is_given_one = others().any(|c| {
@@ -79,7 +86,8 @@ mod tests {
 
     fn forecast(callers: Vec<CallerLoad>) -> Forecast {
         let running = callers.iter().map(|c| c.running).sum();
-        Forecast { callers, places: 4, running, held: 8.0, prompt: 0.001, step: 0.02 }
+        let speeds = Forecast { held: 8.0, prompt: 0.001, slowdown: 1.0, step: 0.02, ..Forecast::default() };
+        Forecast { callers, places: 4, running, ..speeds }
     }
 
     fn wait(f: &Forecast, caller: u64, prompt: usize) -> f64 {

@@ -130,6 +130,50 @@ fn small_models_of_k_quants() {
     small_models_in_every_kind_of_step(&[DType::Q4_K, DType::Q5_K, DType::Q6_K]);
 }
 
+/// A layer of keys and values kept so, with heads of every width, of groups of up to 4 and up to 8, and weights of
+/// every type between them, in steps of each kind: prompts beside one another, decode beside prompts, and decode of few
+/// and of many. For compute-sanitizer, under which a launch takes long.
+fn tiny_models(which: usize) {
+    let mut rng = fresh();
+    let kv_type = [KvType::F16, KvType::Q8, KvType::F32][which];
+    let plain = [DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0, DType::Q4_1, DType::Q5_0, DType::Q5_1];
+    for (i, head_dim) in [32, 64, 80, 96, 128].into_iter().enumerate() {
+        let (heads, kv_heads) = if (which + i).is_multiple_of(2) { (8, 1) } else { (4, 2) };
+        let (dtype, dim, ffn) = match head_dim {
+            128 => ([DType::Q4_K, DType::Q5_K, DType::Q6_K][which], 256, 256),
+            _ => (plain[(4 * which + i) % plain.len()], 64, 96),
+        };
+        let (family, seed) = ([Family::Llama, Family::Qwen2, Family::Qwen3][(which + i) % 3], rng.next());
+        let spec =
+            Spec { family, dtype, layers: 1, dim, heads, kv_heads, head_dim, ffn, seed, ..Spec::default() };
+        let (_dir, path) = written(&spec);
+        let wide: Vec<(usize, usize)> = (0..[9, 16, 24, 32][(which + i) % 4]).map(|s| (s, 1)).collect();
+        let steps: [&[(usize, usize)]; 5] =
+            [&[(0, 70), (1, 5)], &[(0, 1), (1, 2), (2, 1)], &[(0, 1)], &[(0, 1), (1, 1), (2, 1)], &wide];
+        let lengths: Vec<usize> = (0..wide.len())
+            .map(|i| steps.iter().copied().flatten().filter(|part| part.0 == i).map(|part| part.1).sum())
+            .collect();
+        let sequences = sequences(&mut rng, VOCAB, &lengths);
+        let found = Run::new(cuda(false), &path, &sequences, kv_type, &mut rng).in_steps(&steps);
+        check(&found, &path, kv_type, &format!("{spec:?}"));
+    }
+}
+
+#[test]
+fn tiny_models_over_f16() {
+    tiny_models(0);
+}
+
+#[test]
+fn tiny_models_over_q8() {
+    tiny_models(1);
+}
+
+#[test]
+fn tiny_models_over_f32() {
+    tiny_models(2);
+}
+
 #[test]
 fn logits_by_cublas_equal_the_references() {
     let mut rng = fresh();

@@ -93,6 +93,14 @@ impl Rows {
         Ok(())
     }
 
+    /// Leaves no number where rows arrive.
+    #[cfg(all(test, feature = "gpu-tests"))]
+    pub(super) fn poison(&mut self) {
+        self.logits.slice_mut::<u8>().fill(0xff);
+        self.best_ids.slice_mut::<u8>().fill(0xff);
+        self.best_logits.slice_mut::<u8>().fill(0xff);
+    }
+
     /// Queues finding the `k` best tokens of each row, and their copies.
     fn find_best(
         &mut self,
