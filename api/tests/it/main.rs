@@ -12,6 +12,8 @@ mod structured;
 mod support;
 
 #[cfg(feature = "server")]
+mod abandoned;
+#[cfg(feature = "server")]
 mod auth;
 #[cfg(feature = "server")]
 mod chat;
@@ -47,6 +49,8 @@ mod operations;
 mod paced;
 #[cfg(feature = "server")]
 mod page;
+#[cfg(feature = "server")]
+mod pull;
 #[cfg(feature = "server")]
 mod responses;
 #[cfg(feature = "server")]
