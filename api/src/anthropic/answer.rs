@@ -183,7 +183,6 @@ impl Problem {
         let name = match status {
             StatusCode::UNAUTHORIZED => "authentication_error",
             StatusCode::NOT_FOUND => "not_found_error",
-            StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
             StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
             _ if status.is_server_error() => "api_error",
             _ => error.r#type,
