@@ -15,6 +15,8 @@ pub struct GenerateRequest {
     pub sampling: SamplingParams,
     /// Text that ends the generation; it is not part of the output.
     pub stop: Vec<String>,
+    /// Tokens that end the generation beside those that always do; none is part of the output.
+    pub stop_tokens: Vec<u32>,
     /// Go on past end-of-generation tokens (for benchmarks).
     pub ignore_eos: bool,
     /// Log-probabilities of each generated token, with so many alternatives (0: the token's own only).

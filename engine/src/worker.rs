@@ -347,6 +347,7 @@ struct Running {
     prompt: Vec<u32>,
     max_tokens: usize,
     ignore_eos: bool,
+    stop_tokens: Vec<u32>,
     logprobs: Option<usize>,
     prompt_logprobs: Option<usize>,
     sampler: Sampler,
@@ -381,6 +382,7 @@ impl Running {
         Self {
             max_tokens,
             ignore_eos: request.ignore_eos,
+            stop_tokens: request.stop_tokens,
             logprobs: request.logprobs,
             prompt_logprobs: request.prompt_logprobs,
             sampler: Sampler::new(request.sampling, &request.prompt),
@@ -441,7 +443,8 @@ impl Running {
         if self.generated == 1 {
             self.trace.first_token();
         }
-        if !self.ignore_eos && tokenizer.is_end_of_generation(token) {
+        let is_end = tokenizer.is_end_of_generation(token) && !self.ignore_eos;
+        if is_end || self.stop_tokens.contains(&token) {
             return self.finish(FinishReason::Stop);
         }
         let logprob = match (self.logprobs, logits) {

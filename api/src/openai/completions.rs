@@ -84,8 +84,8 @@ pub struct CompletionRequest {
     pub logprobs: Option<i64>,
     /// Put the prompt before the output; with `logprobs` its tokens are scored too.
     pub echo: Option<bool>,
-    /// Refused: the loaded models are not asked to fill in the middle.
-    #[schema(ignore)]
+    /// What follows the output: the model fills the gap between `prompt` and this. A 400 unless the model has tokens
+    /// for it, and with `echo` and `logprobs` together.
     pub suffix: Option<String>,
     /// `{"type":"text"}`. (`json_object` and `json_schema` are refused for now.)
     pub response_format: Option<super::chat::ResponseFormat>,

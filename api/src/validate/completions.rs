@@ -1,6 +1,9 @@
 //! Completion requests.
 
-use m40llm_engine::{GenerateRequest, text::Tokenizer};
+use m40llm_engine::{
+    GenerateRequest,
+    text::{FillInMiddle, Tokenizer},
+};
 
 use super::{
     MAX_CHOICES, MAX_TOP_LOGPROBS, Sampling, choices, include_usage, integer, max_tokens, max_wait,
@@ -54,8 +57,15 @@ impl Source {
         }
     }
 
-    /// What the engine reads. An empty text is its beginning- or end-of-text token alone.
-    fn encode(&self, tokenizer: &Tokenizer) -> Vec<u32> {
+    /// What the engine reads, with a `suffix` around a gap. An empty text is its beginning- or end-of-text token alone.
+    fn encode(&self, tokenizer: &Tokenizer, suffix: Option<&str>) -> Vec<u32> {
+        let gap = suffix.and_then(|suffix| match self {
+            Self::Text(text) => tokenizer.encode_gap(&tokenizer.encode(text, false, false), suffix),
+            Self::Tokens(ids) => tokenizer.encode_gap(ids, suffix),
+        });
+        if let Some(ids) = gap {
+            return ids;
+        }
         match self {
             Self::Text(text) => {
                 let mut ids = tokenizer.encode(text, true, true);
@@ -97,10 +107,9 @@ pub(crate) fn completions(
     let stop = stop(request.stop)?;
     let logprobs = integer("logprobs", request.logprobs, 0..=MAX_TOP_LOGPROBS)?.map(|n| n as usize);
     response_format(request.response_format.as_ref())?;
-    if request.suffix.is_some_and(|suffix| !suffix.is_empty()) {
-        return Err(ApiError::invalid("suffix", "filling in the middle is not supported; leave it out"));
-    }
+    let suffix = request.suffix.filter(|suffix| !suffix.is_empty());
     let echo = request.echo.unwrap_or(false);
+    let marks = suffix.as_ref().map(|_| gap_marks(tokenizer, echo && logprobs.is_some())).transpose()?;
     let prompts = sources(request.prompt, tokenizer)?;
     if prompts.len().saturating_mul(best_of) > most {
         return Err(ApiError::invalid(
@@ -114,7 +123,7 @@ pub(crate) fn completions(
 
     let mut requests = Vec::with_capacity(prompts.len() * best_of);
     for source in &prompts {
-        let prompt = source.encode(tokenizer);
+        let prompt = source.encode(tokenizer, suffix.as_deref());
         let limit = limit.unwrap_or_else(|| default_limit(prompt.len(), model.engine.info().ctx_size));
         for j in 0..best_of {
             let mut sampling = sampling.clone();
@@ -124,6 +133,7 @@ pub(crate) fn completions(
                 max_tokens: Some(limit),
                 sampling,
                 stop: stop.clone(),
+                stop_tokens: marks.map_or_else(Vec::new, |marks| marks.ids().to_vec()),
                 max_wait,
                 // Several candidates are ranked by them.
                 logprobs: logprobs.or((best_of > n).then_some(0)),
@@ -141,6 +151,19 @@ pub(crate) fn completions(
         stream,
         include_usage,
         logprobs: logprobs.is_some(),
+    })
+}
+
+/// The tokens that mark the gap before a `suffix`, if the model has them and nothing else speaks against it.
+fn gap_marks(tokenizer: &Tokenizer, scores_prompt: bool) -> Result<FillInMiddle, ApiError> {
+    if scores_prompt {
+        return Err(ApiError::invalid(
+            "suffix",
+            "with it the prompt cannot be scored, as the model reads it in another order; leave out `echo` or `logprobs`",
+        ));
+    }
+    tokenizer.fill_in_middle().ok_or_else(|| {
+        ApiError::invalid("suffix", "the loaded model has no tokens for filling in the middle; leave it out")
     })
 }
 

@@ -30,6 +30,8 @@ mod guard;
 #[cfg(feature = "server")]
 mod guarded;
 #[cfg(feature = "server")]
+mod infill;
+#[cfg(feature = "server")]
 mod limits;
 #[cfg(feature = "server")]
 mod listening;
