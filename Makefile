@@ -21,7 +21,7 @@ FEATURES = --features cuda
 CUDA ?= $(shell scripts/has-cuda-driver.sh && echo 1 || echo 0)
 RUN_FEATURES = $(if $(filter 1,$(CUDA)),$(FEATURES))
 
-.PHONY: help run test test-rust test-clients debug-binary test-full test-ui test-gpu sanitize-gpu lint audit openapi header \
+.PHONY: help run test test-rust test-clients debug-binary test-full test-ui test-container test-gpu sanitize-gpu lint audit openapi header \
 	bench bench-gateway bench-peer bench-serving cuda-toolchain cuda-if-wanted sass-report
 
 help: ## This list
@@ -50,6 +50,9 @@ test-full: test-rust debug-binary ## As test, with larger counts and both models
 
 test-ui: debug-binary ## Swagger UI at /docs in headless Chromium, which this installs; pictures in target/ui
 	tests/ui/run.sh $(DEBUG_BINARY) "$(call fetched,smollm2)" $(CARGO_TARGET_DIR)/ui
+
+test-container: cuda-toolchain ## The image, built without a daemon and run: openai-python chats with it (root; installs buildah, debootstrap)
+	tests/container/run.sh "$(call fetched,smollm2)" $(CARGO_TARGET_DIR)/container
 
 test-gpu: cuda-toolchain ## Kernels, models and serving on a CUDA device; fails without one, or cuBLAS (ARGS="--skip cublas")
 	scripts/fetch-model.sh smollm2

@@ -34,6 +34,8 @@ mod routes;
 #[cfg(feature = "server")]
 pub mod stream;
 #[cfg(feature = "server")]
+mod tools;
+#[cfg(feature = "server")]
 pub mod transport;
 #[cfg(feature = "server")]
 pub mod validate;

@@ -28,6 +28,9 @@ pub enum EngineError {
     /// The configuration asks for what cannot be had.
     #[error("{0}")]
     Config(String),
+    /// A request's grammar could not be followed any further. It tells nothing of the output.
+    #[error("the output's constraint has failed: {0}")]
+    Constraint(&'static str),
     /// The engine was told to end before its requests were done.
     #[error("the server is shutting down")]
     Ended,

@@ -27,6 +27,7 @@ use crate::{
     meter::Meter,
     model::{Decoder, Mixture, ModelConfig, NamedShape, Weights},
     request::{Event, GenerateRequest},
+    sampling::{Constraint, ConstraintError, Constraints, Grammar},
     sched::{Limits, Resources, blocks_for},
     source::{self, Inbox},
     spans::{Timings, Trace},
@@ -167,6 +168,7 @@ struct Inner {
     info: ModelInfo,
     metadata: Metadata,
     tokenizer: Arc<Tokenizer>,
+    constraints: Constraints,
     jobs: mpsc::UnboundedSender<Vec<Job>>,
     /// After `jobs`, as fields are dropped in their order: the worker ends once no more jobs can come.
     _worker: Joined,
@@ -327,6 +329,7 @@ impl Engine {
             info,
             metadata,
             tokenizer,
+            constraints: Constraints::default(),
             jobs,
             _worker: Joined(Some(worker)),
             shared,
@@ -351,6 +354,11 @@ impl Engine {
     /// The model's tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.inner.tokenizer
+    }
+
+    /// Compiles what an output must be. It may take long: for the caller's task, not for one that serves others.
+    pub fn constrain(&self, grammar: &Grammar) -> Result<Constraint, ConstraintError> {
+        self.inner.constraints.compile(&self.inner.tokenizer, grammar)
     }
 
     /// Queues a request. Never blocks.
@@ -410,7 +418,8 @@ impl Engine {
             return Err(SubmitError::InvalidPrompt("the prompt is empty".into()));
         }
         // Without a bound there must be room for one token at least.
-        let requested = prompt.saturating_add(request.max_tokens.unwrap_or(1));
+        let output = if request.embedding.is_some() { 0 } else { request.max_tokens.unwrap_or(1) };
+        let requested = prompt.saturating_add(output);
         if requested > ctx_size {
             return Err(SubmitError::ContextLength { prompt, requested, limit: ctx_size });
         }

@@ -2,7 +2,11 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use crate::{error::EngineError, sampling::SamplingParams, sched::CallerId};
+use crate::{
+    error::EngineError,
+    sampling::{Constraint, SamplingParams},
+    sched::CallerId,
+};
 
 /// One sequence to generate.
 #[derive(Debug, Clone, Default)]
@@ -13,16 +17,22 @@ pub struct GenerateRequest {
     pub max_tokens: Option<usize>,
     /// How a token is chosen.
     pub sampling: SamplingParams,
+    /// What the output must be; `None`: anything. It ends the output where nothing may follow, as a stop.
+    pub constraint: Option<Constraint>,
     /// Text that ends the generation; it is not part of the output.
     pub stop: Vec<String>,
     /// Tokens that end the generation beside those that always do; none is part of the output.
     pub stop_tokens: Vec<u32>,
+    /// Control tokens that are printed all the same, for who tells a model's markers apart.
+    pub printed: Vec<u32>,
     /// Go on past end-of-generation tokens (for benchmarks).
     pub ignore_eos: bool,
     /// Log-probabilities of each generated token, with so many alternatives (0: the token's own only).
     pub logprobs: Option<usize>,
     /// The same for the prompt's tokens, delivered in one [`Event::Prompt`].
     pub prompt_logprobs: Option<usize>,
+    /// Nothing is generated: one [`Event::Embedding`] tells what the model makes of the prompt.
+    pub embedding: Option<Pooling>,
     /// Whom it is for. The engine is fair between callers, and keeps their prompts apart in its cache.
     pub caller: CallerId,
     /// The caller's weight beside others; 0 counts as 1.
@@ -43,6 +53,16 @@ pub trait Allowance: fmt::Debug + Send + Sync {
 
     /// Gives back a token that was drawn and will not be generated, as its request was cancelled or failed.
     fn give_back(&self);
+}
+
+/// How one vector is made of the hidden states of a text's tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Pooling {
+    /// Their mean.
+    #[default]
+    Mean,
+    /// That of the last token, which has seen all others.
+    Last,
 }
 
 /// A token's log-probability and that of its best alternatives.
@@ -96,10 +116,14 @@ pub enum Event {
         /// Tokens released with it.
         tokens: Vec<TokenOut>,
     },
+    /// The prompt's vector, not normalised; only with `embedding`, and only once.
+    Embedding(Vec<f32>),
     /// The end; nothing follows.
     Done {
         /// Why.
         reason: FinishReason,
+        /// Which of the request's stop strings it was, by its place among them.
+        matched: Option<usize>,
         /// The counts.
         usage: Usage,
     },

@@ -19,7 +19,7 @@ use crate::{
     handle::{Place, Stats, lock},
     info::ModelInfo,
     meter::Meter,
-    request::{Event, GenerateRequest},
+    request::{Event, GenerateRequest, Pooling},
     text::byte_vocabulary,
     worker::{Job, Shared},
 };
@@ -55,7 +55,7 @@ impl Submitted {
                 self.meter.cached(usage.cached_tokens);
                 self.meter.generated(usage.completion_tokens);
             }
-            Event::Prompt(_) | Event::Failed(_) => {}
+            Event::Prompt(_) | Event::Embedding(_) | Event::Failed(_) => {}
         }
         self.events.send(event).is_ok()
     }
@@ -141,6 +141,7 @@ pub(crate) fn info(ctx_size: usize, vocab_size: usize) -> ModelInfo {
         ctx_train: ctx_size,
         vocab_size,
         embedding_length: 0,
+        pooling: Pooling::Mean,
         layers: 0,
         backend: "token source".into(),
         notices: Vec::new(),
@@ -169,7 +170,7 @@ mod tests {
                 let completion_tokens = job.request.max_tokens.unwrap();
                 assert!(job.send(Event::Text { text: "a".into(), tokens: vec![] }));
                 let usage = Usage { prompt_tokens: 2, cached_tokens: 0, completion_tokens };
-                assert!(job.send(Event::Done { reason: FinishReason::Length, usage }));
+                assert!(job.send(Event::Done { reason: FinishReason::Length, matched: None, usage }));
             }
         })
         .unwrap();

@@ -1,6 +1,7 @@
 //! The one thread that runs the model: take requests, plan a step, run it, sample, emit.
 
 mod output;
+mod vector;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,15 +15,15 @@ use std::{
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::TryRecvError};
 
-use self::output::Output;
+use self::{output::Output, vector::Vector};
 use crate::{
     backend::{Backend, Counters, Need, Row},
     error::{EngineError, public_panic_words},
     handle::{Place, Stats, lock},
     meter::Meter,
     model::Decoder,
-    request::{Allowance, Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage},
-    sampling::{Sampler, log_softmax_of, top_logprobs},
+    request::{Allowance, Event, FinishReason, GenerateRequest, Pooling, TokenLogprob, TokenOut, Usage},
+    sampling::{Sampler, Walk, log_softmax_of, top_logprobs},
     sched::{Arrival, Batch, Forecast, Planned, Resources, Scheduler, SequenceId},
     spans::Trace,
     text::Tokenizer,
@@ -171,7 +172,8 @@ impl<B: Backend> Worker<'_, B> {
 
     /// Takes choices that go on from one prompt.
     fn take(&mut self, choices: Vec<Job>) {
-        let Some(GenerateRequest { prompt, caller, weight, .. }) = choices.first().map(|job| &job.request)
+        let Some(GenerateRequest { prompt, caller, weight, embedding, .. }) =
+            choices.first().map(|job| &job.request)
         else {
             return;
         };
@@ -182,6 +184,10 @@ impl<B: Backend> Worker<'_, B> {
             weight: *weight,
             prompt: prompt.clone(),
             score_prompt: choices.iter().any(|job| job.request.prompt_logprobs.is_some()),
+            hidden_from: embedding.map(|pooling| match pooling {
+                Pooling::Mean => 0,
+                Pooling::Last => prompt.len() - 1,
+            }),
             most: prompt.len() + choices.iter().map(Job::most_tokens).max().unwrap_or(0),
         });
         for job in choices {
@@ -256,9 +262,10 @@ impl<B: Backend> Worker<'_, B> {
         self.scheduler.computed();
         self.stats.steps += 1;
         let per_token = started.elapsed() / batch.tokens.len().max(1) as u32;
-        let decoder = &self.decoder;
         for plan in planned {
             let Some(request) = self.running.get_mut(&plan.id) else { continue };
+            // The rows of those that come later are on their way meanwhile.
+            self.decoder.wait_for_rows(plan.first_row + plan.rows)?;
             request.meter.prompt(plan.computed.min(request.prompt.len()));
             request.meter.spend(per_token * plan.tokens as u32);
             if plan.samples && request.generated == 0 {
@@ -267,8 +274,16 @@ impl<B: Backend> Worker<'_, B> {
                 request.cached = plan.cached;
                 request.meter.cached(plan.cached);
             }
-            let row = |i: usize| decoder.row(plan.first_row + i);
-            match request.advance(self.tokenizer, plan, row) {
+            let row = |i: usize| self.decoder.row(plan.first_row + i);
+            let hidden = (plan.first_hidden..plan.first_hidden + plan.hidden).map(|i| self.decoder.hidden(i));
+            let progress = match &mut request.vector {
+                Some(vector) => {
+                    vector.add(hidden);
+                    if plan.samples { request.embedded() } else { Progress::Prompt }
+                }
+                None => request.advance(self.tokenizer, plan, row),
+            };
+            match progress {
                 Progress::Prompt => {}
                 Progress::Token(token) => {
                     self.stats.generated_tokens += 1;
@@ -328,7 +343,8 @@ impl<B: Backend> Worker<'_, B> {
 impl Job {
     /// Most tokens to generate: what the request says, and the context leaves.
     fn most_tokens(&self) -> usize {
-        self.request.max_tokens.unwrap_or(usize::MAX).min(self.ctx_size - self.request.prompt.len())
+        let wanted = if self.request.embedding.is_some() { Some(0) } else { self.request.max_tokens };
+        wanted.unwrap_or(usize::MAX).min(self.ctx_size - self.request.prompt.len())
     }
 }
 
@@ -346,12 +362,17 @@ enum Progress {
 struct Running {
     prompt: Vec<u32>,
     max_tokens: usize,
+    printed: Vec<u32>,
     ignore_eos: bool,
     stop_tokens: Vec<u32>,
     logprobs: Option<usize>,
     prompt_logprobs: Option<usize>,
     sampler: Sampler,
+    /// Where its constraint stands.
+    walk: Option<Walk>,
     output: Output,
+    /// What becomes of the prompt's hidden states, where they are asked for instead of an output.
+    vector: Option<Vector>,
     scored: Vec<TokenOut>,
     generated: usize,
     /// Tokens of the prompt that came from the cache.
@@ -381,12 +402,15 @@ impl Running {
         let Job { request, events, meter, place, trace, .. } = job;
         Self {
             max_tokens,
+            printed: request.printed,
             ignore_eos: request.ignore_eos,
             stop_tokens: request.stop_tokens,
             logprobs: request.logprobs,
             prompt_logprobs: request.prompt_logprobs,
             sampler: Sampler::new(request.sampling, &request.prompt),
+            walk: request.constraint.map(Walk::new),
             output: Output::new(&request.stop),
+            vector: request.embedding.map(|_| Vector::default()),
             scored: Vec::new(),
             generated: 0,
             cached: 0,
@@ -412,8 +436,15 @@ impl Running {
 
     /// What the next step's logits are looked at for.
     fn need(&self) -> Need {
-        let scores = self.logprobs.is_some() || self.prompt_logprobs.is_some();
+        let scores = self.logprobs.is_some() || self.prompt_logprobs.is_some() || self.walk.is_some();
         if scores { Need::All } else { self.sampler.need() }
+    }
+
+    /// Emits the prompt's vector, all of whose hidden states are there.
+    fn embedded(&mut self) -> Progress {
+        let vector = self.vector.take().unwrap_or_default().mean();
+        self.emit(Event::Embedding(vector));
+        self.end(FinishReason::Stop)
     }
 
     /// Uses a step's logits: scores prompt tokens, samples the next one, emits what is settled.
@@ -433,9 +464,9 @@ impl Running {
             return self.finish(FinishReason::Length);
         }
         let logits = row(plan.rows - 1);
-        let Some(token) = self.sampler.sample(logits) else {
-            self.emit(Event::Failed(EngineError::Backend("the model produced no finite logits".into())));
-            return Progress::Ended;
+        let token = match self.choose(logits) {
+            Ok(token) => token,
+            Err(error) => return self.failed(error),
         };
         self.generated += 1;
         self.drawn = false;
@@ -443,15 +474,20 @@ impl Running {
         if self.generated == 1 {
             self.trace.first_token();
         }
-        let is_end = tokenizer.is_end_of_generation(token) && !self.ignore_eos;
-        if is_end || self.stop_tokens.contains(&token) {
+        let ends = tokenizer.is_end_of_generation(token) && (self.walk.is_some() || !self.ignore_eos);
+        if ends || self.stop_tokens.contains(&token) {
             return self.finish(FinishReason::Stop);
         }
+        let complete = match self.walk.as_mut().map_or(Ok(false), |walk| walk.advance(token)) {
+            Ok(complete) => complete,
+            Err(error) => return self.failed(error),
+        };
         let logprob = match (self.logprobs, logits) {
             (Some(n), Row::All(logits)) => Some(logprob_of(logits, token, n)),
             _ => None,
         };
-        let bytes = if tokenizer.is_control(token) { &[][..] } else { tokenizer.token_bytes(token) };
+        let is_silent = tokenizer.is_control(token) && !self.printed.contains(&token);
+        let bytes = if is_silent { &[][..] } else { tokenizer.token_bytes(token) };
         let (piece, stopped) = self.output.push(TokenOut { id: token, logprob }, bytes);
         if let Some(event) = piece {
             self.emit(event);
@@ -459,10 +495,22 @@ impl Running {
         if stopped {
             return self.end(FinishReason::Stop);
         }
+        if complete {
+            return self.finish(FinishReason::Stop);
+        }
         if self.generated >= self.max_tokens {
             return self.finish(FinishReason::Length);
         }
         Progress::Token(token)
+    }
+
+    /// Samples the next token, from those that the constraint allows.
+    fn choose(&mut self, logits: Row<'_>) -> Result<u32, EngineError> {
+        let token = match (&mut self.walk, logits) {
+            (Some(walk), Row::All(logits)) => self.sampler.sample_within(logits, walk.mask()?),
+            (_, logits) => self.sampler.sample(logits),
+        };
+        token.ok_or_else(|| EngineError::Backend("the model produced no finite logits".into()))
     }
 
     /// Row `i` predicts the prompt token at `plan.position + i + 1`.
@@ -492,11 +540,17 @@ impl Running {
         self.end(if stopped { FinishReason::Stop } else { reason })
     }
 
+    fn failed(&self, error: EngineError) -> Progress {
+        self.trace.failed(&error);
+        self.emit(Event::Failed(error));
+        Progress::Ended
+    }
+
     fn end(&self, reason: FinishReason) -> Progress {
         let prompt_tokens = self.prompt.len();
         let usage = Usage { prompt_tokens, cached_tokens: self.cached, completion_tokens: self.generated };
         self.trace.done(reason, usage);
-        self.emit(Event::Done { reason, usage });
+        self.emit(Event::Done { reason, matched: self.output.matched(), usage });
         Progress::Ended
     }
 

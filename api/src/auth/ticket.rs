@@ -175,6 +175,11 @@ impl Ticket {
         (self.meters, self.per_prompt) = (meters, per_prompt.max(1));
     }
 
+    /// The engine has taken one more of its sequences, which shares its prompt with no other.
+    pub(crate) fn add(&mut self, meter: Arc<Meter>) {
+        self.meters.push(meter);
+    }
+
     /// What is used by now. Sequences that share a prompt are charged for it once.
     pub(crate) fn used(&self) -> Amounts {
         let mut used = Amounts { requests: 1, ..Amounts::default() };

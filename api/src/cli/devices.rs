@@ -42,6 +42,8 @@ struct Entry {
     uuid: String,
     name: String,
     pci_address: String,
+    /// Lanes in use and lanes that the card has; null where the system does not tell.
+    pci_lanes: Option<[u32; 2]>,
     compute_capability: String,
     total_memory_bytes: u64,
     /// Null where another process holds the device exclusively.
@@ -83,6 +85,7 @@ fn entry(device: &DeviceInfo) -> Entry {
         uuid: device.uuid.clone(),
         name: device.name.clone(),
         pci_address: device.pci_address.clone(),
+        pci_lanes: device.link.map(|link| [link.width, link.most]),
         compute_capability: device.compute_capability.to_string(),
         total_memory_bytes: device.total_memory,
         free_memory_bytes: device.free_memory,
@@ -120,6 +123,9 @@ fn describe(report: &Report) -> String {
         let ecc = if d.ecc { "on" } else { "off" };
         line("memory", format!("{free} free of {}, ECC {ecc}", gigabytes(d.total_memory_bytes)));
         line("bandwidth", format!("{:.0} GB/s at most", d.peak_gb_per_s));
+        if let Some([width, most]) = d.pci_lanes {
+            line("PCIe", format!("{width} of {most} lanes"));
+        }
         line("multiprocessors", format!("{} at up to {} MHz", d.multiprocessors, d.clock_mhz));
         for notice in &d.notices {
             line("notice", notice.clone());
@@ -135,7 +141,7 @@ fn describe(report: &Report) -> String {
 
 #[cfg(test)]
 mod tests {
-    use m40llm_engine::device::{ComputeCapability, Driver};
+    use m40llm_engine::device::{ComputeCapability, Driver, PciLink};
 
     use super::*;
 
@@ -145,6 +151,7 @@ mod tests {
             uuid: format!("GPU-{index}f2c4a1e-0000-1111-2222-333344445555"),
             name: name.into(),
             pci_address: format!("0000:0{index}:00.0"),
+            link: (index < 2).then_some(PciLink { width: 8, most: 16 }),
             compute_capability: ComputeCapability { major, minor },
             total_memory: 12_079_136_768,
             free_memory: Some(11_900_000_000),
@@ -168,6 +175,7 @@ mod tests {
             "0  Tesla M40  GPU-0f2c4a1e-0000-1111-2222-333344445555",
             "11.9 GB free of 12.1 GB, ECC on",
             "288 GB/s",
+            "8 of 16 lanes",
             "24 at up to 1112 MHz",
             "need 5.2 or newer",
             "offers CUDA 13.0",

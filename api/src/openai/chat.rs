@@ -9,8 +9,8 @@ use utoipa::ToSchema;
 use super::{FinishReason, LogitBias, Stop, StreamOptions, Usage, int, number, object_only, seed};
 
 /// A conversation to continue. A `null` is the same as an absent field; unknown fields are ignored, as
-/// are `user`, `store`, `metadata`, `service_tier`, `prediction`, `verbosity`, `safety_identifier`,
-/// `prompt_cache_key` and `parallel_tool_calls`.
+/// are `user`, `store`, `metadata`, `service_tier`, `prediction`, `verbosity`, `safety_identifier` and
+/// `prompt_cache_key`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(remote = "Self")]
 #[schema(example = json!({
@@ -84,12 +84,16 @@ pub struct ChatRequest {
     #[serde(default, deserialize_with = "int")]
     #[schema(minimum = 0, maximum = 20)]
     pub top_logprobs: Option<i64>,
-    /// Tools that the model's chat template is told about.
+    /// Tools that the model may call. It is told of them in the words of its chat template.
     #[schema(value_type = Option<Vec<Tool>>)]
     pub tools: Option<Vec<Json>>,
-    /// `none` or `auto`. (`required` and a named function are refused for now.)
-    #[schema(value_type = Option<String>)]
+    /// `auto`: the model may call tools, the default; `none`: it is told of none; `required`: it must call one or
+    /// more; `{"type":"function","function":{"name":…}}`: this one, once;
+    /// `{"type":"allowed_tools","allowed_tools":{"mode":…,"tools":[…]}}`: `auto` or `required`, of these only.
+    #[schema(value_type = Option<ToolChoice>)]
     pub tool_choice: Option<Json>,
+    /// Whether one answer may make several calls; true when absent.
+    pub parallel_tool_calls: Option<bool>,
     /// `{"type":"text"}`. (`json_object` and `json_schema` are refused for now.)
     pub response_format: Option<ResponseFormat>,
     /// Further variables for the model's chat template, such as `enable_thinking`.
@@ -239,14 +243,40 @@ pub struct Tool {
 #[derive(ToSchema)]
 #[allow(dead_code, reason = "only its schema is used")]
 pub struct FunctionDefinition {
-    /// Its name.
-    #[schema(example = "get_weather")]
+    /// Its name: up to 64 letters, digits, `_` and `-`. Names differ.
+    #[schema(example = "get_weather", pattern = "^[a-zA-Z0-9_-]{1,64}$")]
     name: String,
     /// What it does.
     description: Option<String>,
-    /// A JSON schema of its arguments.
+    /// A JSON schema of its arguments, which are an object. None are taken when it is absent.
     #[schema(value_type = Option<Object>)]
     parameters: Option<Json>,
+    /// Refuse the request when this schema cannot be enforced. Otherwise it is so only where a call is required.
+    strict: Option<bool>,
+}
+
+/// A word, or an object that names what may be called.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "only its schema is used")]
+pub enum ToolChoice {
+    /// A word.
+    Word(ToolChoiceWord),
+    /// A function, or the tools that are allowed.
+    Named(serde_json::Map<String, Json>),
+}
+
+/// Whether tools are called.
+#[derive(ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(dead_code, reason = "only its schema is used")]
+pub enum ToolChoiceWord {
+    /// No call.
+    None,
+    /// As the model likes.
+    Auto,
+    /// At least one call.
+    Required,
 }
 
 /// The shape of the answer.
@@ -300,13 +330,43 @@ pub struct AssistantMessage {
     /// Always `assistant`.
     #[schema(example = "assistant")]
     pub role: &'static str,
-    /// The text.
+    /// The text; null when there is none but calls.
     #[schema(example = "Because air scatters blue light more than red.")]
     #[schema(required)]
     pub content: Option<String>,
     /// Always null.
     #[schema(required)]
     pub refusal: Option<String>,
+    /// What it thought before, of models that tell it apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    /// The calls it made; absent when there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<MadeCall>,
+}
+
+/// A call that the model made.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct MadeCall {
+    /// Unique; the message with the tool's answer repeats it.
+    #[schema(example = "call_0f1e2d3c")]
+    pub id: String,
+    /// Always `function`.
+    #[schema(example = "function")]
+    pub r#type: &'static str,
+    /// What was called.
+    pub function: MadeFunctionCall,
+}
+
+/// A function and what it is given.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct MadeFunctionCall {
+    /// The function.
+    #[schema(example = "get_weather")]
+    pub name: String,
+    /// JSON in a string, as the model wrote it; cut off when `finish_reason` is `length`.
+    #[schema(example = "{\"city\": \"Paris\"}")]
+    pub arguments: String,
 }
 
 /// Log-probabilities of an answer, or of one chunk of it.
@@ -380,7 +440,7 @@ pub struct ChatChunkChoice<'a> {
     pub finish_reason: Option<FinishReason>,
 }
 
-/// New in a choice: the role once, then text, then nothing.
+/// New in a choice: the role once, then text, reasoning or calls, then nothing.
 #[derive(Debug, Default, Serialize, ToSchema)]
 pub struct Delta<'a> {
     /// In the first chunk: `assistant`.
@@ -389,4 +449,35 @@ pub struct Delta<'a> {
     /// More text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<&'a str>,
+    /// More of what it thinks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<&'a str>,
+    /// A call that begins, or more of its arguments.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<[CallDelta<'a>; 1]>,
+}
+
+/// New in a call. `id`, `type` and the function's name come once, with no arguments yet.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct CallDelta<'a> {
+    /// Which of the choice's calls, from 0.
+    pub index: usize,
+    /// Unique; in the call's first chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<&'a str>,
+    /// `function`, in the call's first chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub r#type: Option<&'static str>,
+    /// What is called.
+    pub function: FunctionDelta<'a>,
+}
+
+/// New in a called function.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct FunctionDelta<'a> {
+    /// The function, in the call's first chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<&'a str>,
+    /// More of the JSON text.
+    pub arguments: &'a str,
 }

@@ -5,6 +5,7 @@
 
 pub mod chat;
 pub mod completions;
+pub mod embeddings;
 mod lenient;
 pub mod models;
 
@@ -106,4 +107,6 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens` or the context is used up.
     Length,
+    /// The model called tools.
+    ToolCalls,
 }

@@ -9,7 +9,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoResponses, ToSchema};
+use utoipa::{
+    IntoResponses, ToSchema,
+    openapi::{ContentBuilder, Ref, RefOr, Response as ResponseDocument, ResponseBuilder},
+};
 
 use super::{body::JsonBody, failures, usage::days};
 use crate::{
@@ -20,7 +23,7 @@ use crate::{
         now,
         view::{CreatedKey, DailyUsage, KeyInfo},
     },
-    error::ApiError,
+    error::{ApiError, ErrorBody},
     openai::{int, object_only},
 };
 
@@ -28,8 +31,8 @@ use crate::{
 struct AdminFailures;
 
 impl IntoResponses for AdminFailures {
-    fn responses() -> BTreeMap<String, utoipa::openapi::RefOr<utoipa::openapi::Response>> {
-        failures(&[400, 401, 403, 429, 500])
+    fn responses() -> Responses {
+        management(&[400, 401, 403, 429, 500])
     }
 }
 
@@ -37,9 +40,23 @@ impl IntoResponses for AdminFailures {
 struct AdminBodyFailures;
 
 impl IntoResponses for AdminBodyFailures {
-    fn responses() -> BTreeMap<String, utoipa::openapi::RefOr<utoipa::openapi::Response>> {
-        failures(&[400, 401, 403, 408, 413, 415, 429, 500])
+    fn responses() -> Responses {
+        management(&[400, 401, 403, 408, 413, 415, 429, 500])
     }
+}
+
+/// Responses by status.
+type Responses = BTreeMap<String, RefOr<ResponseDocument>>;
+
+/// The failures of these statuses, and the one of a server without keys.
+fn management(statuses: &[u16]) -> Responses {
+    let body = ContentBuilder::new().schema(Some(Ref::from_schema_name(ErrorBody::name()))).build();
+    let response = ResponseBuilder::new()
+        .description("There is no such key, or the server runs with `--no-auth` and has none to manage.")
+        .content("application/json", body);
+    let mut all = failures(statuses);
+    all.insert("404".to_owned(), response.build().into());
+    all
 }
 
 /// The keys and accounts, where the server has any.
@@ -169,7 +186,6 @@ pub(super) async fn create(
     params(("id" = String, Path, description = "The key's id.", example = "key_0123456789abcdef01234567")),
     responses(
         (status = 200, description = "The key, revoked.", body = KeyInfo),
-        (status = 404, description = "There is no such key.", body = crate::error::ErrorBody),
         AdminFailures,
     ),
     security(("ApiKey" = [])),
@@ -254,7 +270,7 @@ pub(super) struct Rotated {
     request_body = RotateSecret,
     responses(
         (status = 200, description = "Done.", body = Rotated),
-        (status = 409, description = "The secret comes from the server's environment.", body = crate::error::ErrorBody),
+        (status = 409, description = "The secret comes from the server's environment.", body = ErrorBody),
         AdminBodyFailures,
     ),
     security(("ApiKey" = [])),
@@ -275,7 +291,7 @@ pub(super) async fn rotate_secret(
     post, path = "/admin/drop-old-secrets", operation_id = "dropOldSecrets", tag = "Administration",
     responses(
         (status = 200, description = "Done.", body = Rotated),
-        (status = 409, description = "The secret comes from the server's environment.", body = crate::error::ErrorBody),
+        (status = 409, description = "The secret comes from the server's environment.", body = ErrorBody),
         AdminFailures,
     ),
     security(("ApiKey" = [])),

@@ -7,7 +7,7 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use m40llm_engine::Event;
+use m40llm_engine::{Event, TokenOut};
 
 use super::{
     Head, WorkFailures,
@@ -20,12 +20,14 @@ use crate::{
     logprobs,
     observe::RequestLog,
     openai::{
-        Usage,
+        FinishReason, Usage,
         chat::{
-            AssistantMessage, ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatRequest, Delta,
+            AssistantMessage, CallDelta, ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatRequest,
+            Delta, FunctionDelta, MadeCall, MadeFunctionCall,
         },
     },
     stream::{Frames, Framing, Sequences, Wire, respond},
+    tools::{self, Piece, Said, Turn},
     validate,
 };
 
@@ -60,16 +62,17 @@ pub(super) async fn create(
     let sequences = Sequences::submit(&state, caller, &log, &model, job.requests, n, "messages")?;
     let head = Head::new("chatcmpl", &state, &model);
     if job.stream {
-        let wire = Chunks { head, n, model, include_usage: job.include_usage, logprobs: job.logprobs };
+        let turns = (0..n).map(|_| Turn::new(&job.reading)).collect();
+        let wire = Chunks { head, turns, model, include_usage: job.include_usage, logprobs: job.logprobs };
         return respond(sequences, wire, Framing::Sse).await;
     }
     let predicted = sequences.predicted();
-    let (outcomes, usage) = sequences.collect().await?;
-    let choices = outcomes.into_iter().enumerate().map(|(index, outcome)| ChatChoice {
+    let (said, usage) = tools::collect(sequences, &job.reading).await?;
+    let choices = said.into_iter().enumerate().map(|(index, said)| ChatChoice {
         index,
-        message: AssistantMessage { role: "assistant", content: Some(outcome.text), refusal: None },
-        logprobs: job.logprobs.then(|| logprobs::chat(model.engine.tokenizer(), &outcome.tokens)),
-        finish_reason: finish_reason(outcome.reason),
+        logprobs: job.logprobs.then(|| logprobs::chat(model.engine.tokenizer(), &said.tokens)),
+        finish_reason: ended(said.reason, said.called),
+        message: message(said),
     });
     let answer = Json(ChatCompletion {
         id: head.id,
@@ -83,16 +86,77 @@ pub(super) async fn create(
     Ok((predicted, answer).into_response())
 }
 
+/// Why a choice ended: a call that is whole comes before all that the engine may say, but for the limit.
+fn ended(reason: m40llm_engine::FinishReason, called: bool) -> FinishReason {
+    match finish_reason(reason) {
+        FinishReason::Stop if called => FinishReason::ToolCalls,
+        reason => reason,
+    }
+}
+
+fn message(said: Said) -> AssistantMessage {
+    let only_calls = said.text.is_empty() && !said.calls.is_empty();
+    let calls = said.calls.into_iter().map(|call| MadeCall {
+        id: call.id,
+        r#type: "function",
+        function: MadeFunctionCall { name: call.name, arguments: call.arguments },
+    });
+    AssistantMessage {
+        role: "assistant",
+        content: (!only_calls).then_some(said.text),
+        refusal: None,
+        reasoning_content: (!said.reasoning.is_empty()).then_some(said.reasoning),
+        tool_calls: calls.collect(),
+    }
+}
+
+/// What a piece adds to its choice.
+fn delta(piece: &Piece) -> Delta<'_> {
+    let call = |index, id, name, arguments| CallDelta {
+        index,
+        id,
+        r#type: id.map(|_| "function"),
+        function: FunctionDelta { name, arguments },
+    };
+    match piece {
+        Piece::Text(text) => Delta { content: Some(text), ..Delta::default() },
+        Piece::Reasoning(text) => Delta { reasoning_content: Some(text), ..Delta::default() },
+        Piece::Call { index, id, name } => Delta {
+            tool_calls: Some([call(*index, Some(id.as_str()), Some(name.as_str()), "")]),
+            ..Delta::default()
+        },
+        Piece::Arguments { index, text } => {
+            Delta { tool_calls: Some([call(*index, None, None, text)]), ..Delta::default() }
+        }
+    }
+}
+
 /// A streamed answer.
 struct Chunks {
     head: Head,
-    n: usize,
+    /// One for each choice.
+    turns: Vec<Turn>,
     model: Arc<Model>,
     include_usage: bool,
     logprobs: bool,
 }
 
 impl Chunks {
+    /// A chunk for each piece; the tokens go with the text among them.
+    fn say(&self, index: usize, (mut pieces, tokens): (Vec<Piece>, Vec<TokenOut>), out: &mut Frames) {
+        let mut logprobs = (self.logprobs && !tokens.is_empty())
+            .then(|| logprobs::chat(self.model.engine.tokenizer(), &tokens));
+        if logprobs.is_some() && !pieces.iter().any(|piece| matches!(piece, Piece::Text(_))) {
+            // Tokens that print nothing.
+            pieces.push(Piece::Text(String::new()));
+        }
+        for piece in &pieces {
+            let logprobs = if let Piece::Text(_) = piece { logprobs.take() } else { None };
+            let choice = ChatChunkChoice { index, delta: delta(piece), logprobs, finish_reason: None };
+            self.push(vec![choice], None, out);
+        }
+    }
+
     fn push(&self, choices: Vec<ChatChunkChoice<'_>>, usage: Option<Usage>, out: &mut Frames) {
         out.push(&ChatChunk {
             id: &self.head.id,
@@ -108,30 +172,28 @@ impl Chunks {
 
 impl Wire for Chunks {
     fn open(&mut self, out: &mut Frames) {
-        for index in 0..self.n {
-            let delta = Delta { role: Some("assistant"), content: Some("") };
+        for index in 0..self.turns.len() {
+            let delta = Delta { role: Some("assistant"), content: Some(""), ..Delta::default() };
             self.push(vec![ChatChunkChoice { index, delta, logprobs: None, finish_reason: None }], None, out);
         }
     }
 
     fn event(&mut self, index: usize, event: Event, out: &mut Frames) {
-        let choice = match &event {
+        match event {
             Event::Text { text, tokens } => {
-                let logprobs = (self.logprobs && !tokens.is_empty())
-                    .then(|| logprobs::chat(self.model.engine.tokenizer(), tokens));
-                if text.is_empty() && logprobs.is_none() {
-                    return;
-                }
-                let delta = Delta { role: None, content: Some(text) };
-                ChatChunkChoice { index, delta, logprobs, finish_reason: None }
+                let said = self.turns[index].push(&text, tokens);
+                self.say(index, said, out);
             }
             Event::Done { reason, .. } => {
-                let finish_reason = Some(finish_reason(*reason));
-                ChatChunkChoice { index, delta: Delta::default(), logprobs: None, finish_reason }
+                let turn = &mut self.turns[index];
+                let (rest, called) = (turn.finish(), turn.called());
+                self.say(index, rest, out);
+                let finish_reason = Some(ended(reason, called));
+                let last = ChatChunkChoice { index, delta: Delta::default(), logprobs: None, finish_reason };
+                self.push(vec![last], None, out);
             }
-            Event::Prompt(_) | Event::Failed(_) => return,
-        };
-        self.push(vec![choice], None, out);
+            Event::Prompt(_) | Event::Embedding(_) | Event::Failed(_) => {}
+        }
     }
 
     fn close(&mut self, usage: Usage, out: &mut Frames) {

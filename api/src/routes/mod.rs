@@ -5,6 +5,7 @@ pub(crate) mod body;
 mod chat;
 mod completions;
 mod docs;
+mod embeddings;
 mod generate;
 mod health;
 mod metrics;
@@ -75,6 +76,7 @@ fn documented() -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(document)
         .routes(routes!(chat::create))
         .routes(routes!(completions::create))
+        .routes(routes!(embeddings::create))
         .routes(routes!(models::list))
         .routes(routes!(models::retrieve))
         .routes(routes!(generate::generate))
@@ -216,6 +218,15 @@ struct ReadFailures;
 impl IntoResponses for ReadFailures {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
         failures(&[401, 403, 429, 500])
+    }
+}
+
+/// What a route that reads what its query asks for may answer beside success.
+struct QueryFailures;
+
+impl IntoResponses for QueryFailures {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        failures(&[400, 401, 403, 429, 500])
     }
 }
 

@@ -139,7 +139,7 @@ pub(super) async fn apply_template(
     let format = state.config().prompt_format;
     let prompt = beside(bytes, move || {
         let template = model.chat_template(format)?;
-        let tools = validate::tools(value.tools)?;
+        let tools = validate::told(value.tools)?;
         validate::render(value.messages, tools.as_deref(), value.chat_template_kwargs.as_ref(), template)
     })
     .await?;

@@ -7,7 +7,7 @@ use axum::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::ReadFailures;
+use super::QueryFailures;
 use crate::{
     app::AppState,
     auth::{
@@ -40,7 +40,7 @@ pub(super) struct OwnUsage {
         ("since" = Option<String>, Query, description = "From this UTC day on.", example = "2026-01-01"),
         ("until" = Option<String>, Query, description = "Up to this UTC day, inclusive."),
     ),
-    responses((status = 200, description = "The accounts.", body = OwnUsage), ReadFailures),
+    responses((status = 200, description = "The accounts.", body = OwnUsage), QueryFailures),
     security(("ApiKey" = []), ()),
 )]
 pub(super) async fn own(

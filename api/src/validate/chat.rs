@@ -4,13 +4,14 @@ use m40llm_engine::GenerateRequest;
 use serde_json::Value as Json;
 
 use super::{
-    MAX_TOP_LOGPROBS, Sampling, choices, include_usage, integer, max_tokens, max_wait, render,
-    response_format, seed_of, stop, tools,
+    MAX_TOP_LOGPROBS, Sampling, choices, include_usage, integer, max_tokens, max_wait, output::Output,
+    render, response_format, seed_of, stop, tools::tools,
 };
 use crate::{
     app::{Model, ServerConfig},
-    error::{ApiError, shorten},
+    error::ApiError,
     openai::chat::ChatRequest,
+    tools::Reading,
 };
 
 /// A chat request, ready to run.
@@ -23,6 +24,8 @@ pub(crate) struct ChatJob {
     pub(crate) include_usage: bool,
     /// Log-probabilities are wanted.
     pub(crate) logprobs: bool,
+    /// How the output is told apart.
+    pub(crate) reading: Reading,
 }
 
 /// Checks every field, renders the conversation in the server's prompt format and tokenises it.
@@ -55,12 +58,13 @@ pub(crate) fn chat(request: ChatRequest, model: &Model, config: &ServerConfig) -
     let logprobs = logprobs(request.logprobs, request.top_logprobs)?;
     response_format(request.response_format.as_ref())?;
     refuse_legacy_functions(request.functions.as_ref(), request.function_call.as_ref())?;
-    let tools = tools(request.tools)?;
-    tool_choice(request.tool_choice.as_ref())?;
+    let tools = tools(request.tools, request.tool_choice.as_ref(), request.parallel_tool_calls)?;
 
     let template = model.chat_template(config.prompt_format)?;
-    let text = render(request.messages, tools.as_deref(), request.chat_template_kwargs.as_ref(), template)?;
+    let kwargs = request.chat_template_kwargs.as_ref();
+    let text = render(request.messages, tools.told.as_deref(), kwargs, template)?;
     let prompt = tokenizer.encode(&text, true, true);
+    let output = Output::new(&model.engine, template, &text, &tools, None)?;
 
     let requests = (0..n)
         .map(|j| {
@@ -71,13 +75,15 @@ pub(crate) fn chat(request: ChatRequest, model: &Model, config: &ServerConfig) -
                 max_tokens,
                 sampling,
                 stop: stop.clone(),
+                constraint: output.constraint.clone(),
+                printed: output.printed.clone(),
                 max_wait,
                 logprobs,
                 ..GenerateRequest::default()
             }
         })
         .collect();
-    Ok(ChatJob { requests, stream, include_usage, logprobs: logprobs.is_some() })
+    Ok(ChatJob { requests, stream, include_usage, logprobs: logprobs.is_some(), reading: output.reading })
 }
 
 /// The number of alternatives, when log-probabilities are wanted.
@@ -89,25 +95,6 @@ fn logprobs(wanted: Option<bool>, top: Option<i64>) -> Result<Option<usize>, Api
             Err(ApiError::invalid("top_logprobs", "it is only allowed with `logprobs: true`"))
         }
         (false, _) => Ok(None),
-    }
-}
-
-/// `none` and `auto` leave the output free; what would constrain it is refused.
-fn tool_choice(choice: Option<&Json>) -> Result<(), ApiError> {
-    match choice {
-        None | Some(Json::Null) => Ok(()),
-        Some(Json::String(choice)) if choice == "none" || choice == "auto" => Ok(()),
-        Some(Json::String(choice)) if choice == "required" => {
-            Err(ApiError::invalid("tool_choice", "`required` is not supported yet; use `auto` or `none`"))
-        }
-        Some(Json::Object(_)) => Err(ApiError::invalid(
-            "tool_choice",
-            "a named function is not supported yet; use `auto` or `none`",
-        )),
-        Some(other) => {
-            let other = shorten(&other.to_string());
-            Err(ApiError::invalid("tool_choice", format!("{other} is unknown; it must be `auto` or `none`")))
-        }
     }
 }
 
@@ -144,18 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn constraining_choices_are_refused() {
-        for fine in [json!("auto"), json!("none"), json!(null)] {
-            assert!(tool_choice(Some(&fine)).is_ok());
-        }
-        for bad in [
-            json!("required"),
-            json!({"type": "function", "function": {"name": "f"}}),
-            json!("any"),
-            json!(1),
-        ] {
-            assert_eq!(param(tool_choice(Some(&bad))), "tool_choice");
-        }
+    fn legacy_functions_are_refused() {
         assert_eq!(param(refuse_legacy_functions(Some(&json!([])), None)), "functions");
         assert_eq!(param(refuse_legacy_functions(None, Some(&json!("auto")))), "function_call");
         assert!(refuse_legacy_functions(Some(&json!(null)), None).is_ok());

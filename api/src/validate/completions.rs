@@ -49,6 +49,11 @@ pub(crate) enum Source {
 }
 
 impl Source {
+    /// There is no text in it. (Lists of token ids are not empty.)
+    pub(super) fn is_empty(&self) -> bool {
+        matches!(self, Self::Text(text) if text.is_empty())
+    }
+
     /// What `echo` prints.
     pub(crate) fn text(&self, tokenizer: &Tokenizer) -> String {
         match self {
@@ -58,7 +63,7 @@ impl Source {
     }
 
     /// What the engine reads, with a `suffix` around a gap. An empty text is its beginning- or end-of-text token alone.
-    fn encode(&self, tokenizer: &Tokenizer, suffix: Option<&str>) -> Vec<u32> {
+    pub(super) fn encode(&self, tokenizer: &Tokenizer, suffix: Option<&str>) -> Vec<u32> {
         let gap = suffix.and_then(|suffix| match self {
             Self::Text(text) => tokenizer.encode_gap(&tokenizer.encode(text, false, false), suffix),
             Self::Tokens(ids) => tokenizer.encode_gap(ids, suffix),
@@ -110,7 +115,7 @@ pub(crate) fn completions(
     let suffix = request.suffix.filter(|suffix| !suffix.is_empty());
     let echo = request.echo.unwrap_or(false);
     let marks = suffix.as_ref().map(|_| gap_marks(tokenizer, echo && logprobs.is_some())).transpose()?;
-    let prompts = sources(request.prompt, tokenizer)?;
+    let prompts = sources(request.prompt, tokenizer, "prompt")?;
     if prompts.len().saturating_mul(best_of) > most {
         return Err(ApiError::invalid(
             "prompt",
@@ -183,15 +188,16 @@ fn best_of(best_of: Option<i64>, n: usize, stream: bool) -> Result<usize, ApiErr
     Ok(best_of)
 }
 
-fn sources(prompt: Prompt, tokenizer: &Tokenizer) -> Result<Vec<Source>, ApiError> {
+/// The prompts of the field `param`, at least one.
+pub(super) fn sources(prompt: Prompt, tokenizer: &Tokenizer, param: &str) -> Result<Vec<Source>, ApiError> {
     let sources: Vec<Source> = match prompt {
         Prompt::Texts(texts) => texts.into_iter().map(Source::Text).collect(),
         Prompt::Tokens(lists) => {
             let single = lists.len() == 1;
             for (i, ids) in lists.iter().enumerate() {
-                let name = |j| if single { format!("prompt[{j}]") } else { format!("prompt[{i}][{j}]") };
+                let name = |j| if single { format!("{param}[{j}]") } else { format!("{param}[{i}][{j}]") };
                 if ids.is_empty() {
-                    return Err(ApiError::invalid("prompt", "a list of token ids must not be empty"));
+                    return Err(ApiError::invalid(param, "a list of token ids must not be empty"));
                 }
                 token_ids(ids, tokenizer, name)?;
             }
@@ -199,7 +205,7 @@ fn sources(prompt: Prompt, tokenizer: &Tokenizer) -> Result<Vec<Source>, ApiErro
         }
     };
     if sources.is_empty() {
-        return Err(ApiError::invalid("prompt", "it must not be an empty list"));
+        return Err(ApiError::invalid(param, "it must not be an empty list"));
     }
     Ok(sources)
 }

@@ -6,6 +6,7 @@ use serde_json::{Map, Value as Json, json};
 use crate::{
     error::{ApiError, shorten},
     openai::chat::{ChatMessage, Content, ContentPart, ToolCall},
+    tools::{Family, rewrite},
 };
 
 const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
@@ -18,6 +19,10 @@ pub(crate) fn render(
     template: &ChatTemplate,
 ) -> Result<String, ApiError> {
     let messages = to_template(messages, template.knows_developer())?;
+    let (messages, tools) = match Family::of(template) {
+        Family::Generic => (rewrite(messages, tools), None),
+        Family::Hermes | Family::Llama => (messages, tools),
+    };
     template.render(&messages, tools, true, kwargs).map_err(|e| ApiError::template(e, "messages"))
 }
 
@@ -103,24 +108,6 @@ fn call(call: ToolCall) -> Json {
     out.into()
 }
 
-/// The tools, checked but otherwise as they came; an empty list is none.
-pub(crate) fn tools(tools: Option<Vec<Json>>) -> Result<Option<Vec<Json>>, ApiError> {
-    let Some(tools) = tools.filter(|tools| !tools.is_empty()) else { return Ok(None) };
-    for (i, tool) in tools.iter().enumerate() {
-        if tool.get("type").and_then(Json::as_str) != Some("function") {
-            return Err(ApiError::invalid(format!("tools[{i}].type"), "it must be \"function\""));
-        }
-        let name = tool.get("function").and_then(|f| f.get("name")).and_then(Json::as_str);
-        if name.is_none_or(str::is_empty) {
-            return Err(ApiError::invalid(
-                format!("tools[{i}].function.name"),
-                "it must be a string that is not empty",
-            ));
-        }
-    }
-    Ok(Some(tools))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,15 +168,5 @@ mod tests {
         assert_eq!(param(convert(image, false)), "messages[0].content[1]");
         let empty = json!([{"role": "user", "content": [{"type": "text"}]}]);
         assert_eq!(param(convert(empty, false)), "messages[0].content[0].text");
-    }
-
-    #[test]
-    fn tools_keep_their_shape() {
-        let list = vec![json!({"type": "function", "function": {"name": "f", "x": 1, "a": 2}})];
-        assert_eq!(tools(Some(list.clone())).unwrap(), Some(list));
-        assert_eq!(tools(Some(vec![])).unwrap(), None);
-        assert_eq!(param(tools(Some(vec![json!({"type": "web"})])).map(|_| Json::Null)), "tools[0].type");
-        let nameless = vec![json!({"type": "function", "function": {}})];
-        assert_eq!(param(tools(Some(nameless)).map(|_| Json::Null)), "tools[0].function.name");
     }
 }

@@ -2,11 +2,16 @@
 
 mod chat;
 mod completions;
+mod embeddings;
 mod messages;
+mod output;
+mod tools;
 
 pub(crate) use chat::chat;
 pub(crate) use completions::{CompletionJob, completions};
-pub(crate) use messages::{render, tools};
+pub(crate) use embeddings::embeddings;
+pub(crate) use messages::render;
+pub(crate) use tools::told;
 
 use std::{ops::RangeInclusive, time::Duration};
 

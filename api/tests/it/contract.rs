@@ -6,8 +6,15 @@ use serde_json::json;
 
 use crate::support::{MODEL, get, loading, post, post_text, request, send};
 
-const POSTS: [&str; 6] =
-    ["/v1/chat/completions", "/v1/completions", "/generate", "/tokenize", "/detokenize", "/apply-template"];
+const POSTS: [&str; 7] = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/generate",
+    "/tokenize",
+    "/detokenize",
+    "/apply-template",
+];
 
 #[tokio::test]
 async fn unknown_routes_are_404() {

@@ -22,6 +22,8 @@ mod cors;
 #[cfg(feature = "server")]
 mod document;
 #[cfg(feature = "server")]
+mod embeddings;
+#[cfg(feature = "server")]
 mod failure;
 #[cfg(feature = "server")]
 mod faulty;

@@ -76,10 +76,7 @@ impl Host {
     /// Reads `/sys` and `/proc`.
     pub fn read() -> Self {
         let version = fs::read_to_string("/proc/driver/nvidia/version").ok();
-        Self {
-            cards: cards(Path::new("/sys/bus/pci/devices")),
-            kernel_driver: version.as_deref().and_then(kernel_driver),
-        }
+        Self { cards: cards(Path::new(DEVICES)), kernel_driver: version.as_deref().and_then(kernel_driver) }
     }
 
     fn branch(&self) -> Option<u32> {
@@ -123,6 +120,32 @@ impl Host {
             (None, None) => "no NVIDIA card and no driver (libcuda.so.1) are on this machine".into(),
         }
     }
+}
+
+/// Lanes of a card's connection to the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PciLink {
+    /// In use now.
+    pub width: u32,
+    /// That the card has.
+    pub most: u32,
+}
+
+impl PciLink {
+    /// Of the card at `address`; `None` where the system does not tell, as in most virtual machines.
+    pub fn read(address: &str) -> Option<Self> {
+        link(&Path::new(DEVICES).join(address.to_ascii_lowercase()))
+    }
+}
+
+/// What the system knows of the bus.
+const DEVICES: &str = "/sys/bus/pci/devices";
+
+fn link(card: &Path) -> Option<PciLink> {
+    let lanes = |name: &str| fs::read_to_string(card.join(name)).ok()?.trim().parse().ok();
+    let link = PciLink { width: lanes("current_link_width")?, most: lanes("max_link_width")? };
+    // 0 and 255 stand for unknown.
+    (1..=32).contains(&link.width).then_some(link).filter(|link| (1..=32).contains(&link.most))
 }
 
 /// `NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Tue …`: the first word that is a version.
@@ -224,5 +247,20 @@ mod tests {
         }
         assert_eq!(cards(dir.path()), host(0x17fd, None).cards);
         assert_eq!(cards(Path::new("/nowhere")), vec![]);
+    }
+
+    #[test]
+    fn the_width_of_a_link_is_read_where_the_system_tells_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let with = |width: &str, most: &str| {
+            fs::write(dir.path().join("current_link_width"), width).expect("a file");
+            fs::write(dir.path().join("max_link_width"), most).expect("a file");
+            link(dir.path())
+        };
+        assert_eq!(with("4\n", "16\n"), Some(PciLink { width: 4, most: 16 }));
+        for unknown in [("255\n", "255\n"), ("0\n", "16\n"), ("16\n", "255\n"), ("x", "16")] {
+            assert_eq!(with(unknown.0, unknown.1), None, "{unknown:?}");
+        }
+        assert_eq!(link(Path::new("/nowhere")), None);
     }
 }

@@ -6,7 +6,7 @@ mod memory;
 
 use std::{fmt, str::FromStr};
 
-pub use host::{Driver, Host, PciCard};
+pub use host::{Driver, Host, PciCard, PciLink};
 pub use memory::{Need, RESERVE_BYTES, room};
 
 /// The compute capability that the kernels are written for.
@@ -91,6 +91,8 @@ pub struct DeviceInfo {
     pub name: String,
     /// Where it sits: `0000:03:00.0`.
     pub pci_address: String,
+    /// How it is connected, where the system tells.
+    pub link: Option<PciLink>,
     /// What code it understands.
     pub compute_capability: ComputeCapability,
     /// Memory in bytes, without what ECC takes.
@@ -157,6 +159,13 @@ impl DeviceInfo {
                     gigabytes(self.total_memory)
                 ));
             }
+        }
+        if let Some(link) = self.link.filter(|link| link.width < link.most) {
+            notices.push(format!(
+                "{self} has {} of its {} PCIe lanes: models load more slowly, answers do not; another slot, or the riser, may \
+                 give it more",
+                link.width, link.most
+            ));
         }
         notices
     }
@@ -240,6 +249,7 @@ pub(crate) mod tests {
             uuid: format!("GPU-{index}f2c4a1e-0000-1111-2222-333344445555"),
             name: name.into(),
             pci_address: format!("0000:0{index}:00.0"),
+            link: Some(PciLink { width: 16, most: 16 }),
             compute_capability: ComputeCapability { major, minor },
             total_memory: 12_079_136_768,
             free_memory: None,
@@ -333,6 +343,8 @@ pub(crate) mod tests {
         m40.free_memory = Some(m40.total_memory / 2);
         let notices = m40.notices().join("\n");
         assert!(notices.contains("ECC") && notices.contains("in use by others: 6.0 GB"), "{notices}");
+        m40.link = Some(PciLink { width: 4, most: 16 });
+        assert!(m40.notices().join("\n").contains("4 of its 16 PCIe lanes"), "{:?}", m40.notices());
         // HBM keeps its check bits beside the data: ECC costs nothing there.
         let mut h100 = card(1, "NVIDIA H100", (9, 0));
         (h100.ecc, h100.bus_bits) = (true, 5120);

@@ -119,8 +119,8 @@ impl Session {
                         return Ok(outcome);
                     }
                 }
-                Some(Event::Prompt(_)) => {}
-                Some(Event::Done { reason, usage }) => {
+                Some(Event::Prompt(_) | Event::Embedding(_)) => {}
+                Some(Event::Done { reason, usage, .. }) => {
                     outcome.finish = finish(reason);
                     outcome.prompt_tokens = usage.prompt_tokens as u64;
                     outcome.cached_tokens = usage.cached_tokens as u64;

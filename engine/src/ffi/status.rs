@@ -64,7 +64,7 @@ impl From<EngineError> for Failure {
     fn from(error: EngineError) -> Self {
         let status = match error {
             EngineError::Gguf(_) | EngineError::Text(_) | EngineError::Model(_) => Status::Model,
-            EngineError::Backend(_) => Status::Backend,
+            EngineError::Backend(_) | EngineError::Constraint(_) => Status::Backend,
             EngineError::DeviceLost(_) | EngineError::Ended => Status::Stopped,
             EngineError::Device(_) | EngineError::Config(_) => Status::Config,
         };

@@ -37,12 +37,30 @@ impl<B: Backend> Decoder<B> {
             backend.feed_forward(&layer.feed_forward)?;
         }
         backend.logits(&weights.norm, weights.output.as_ref().unwrap_or(&weights.embedding))?;
+        if !batch.hidden_rows.is_empty() {
+            backend.keep_hidden(&weights.norm)?;
+        }
         backend.rows(needs)
+    }
+
+    /// Waits until the first `count` rows of the last step's logits are there for [`Decoder::row`].
+    pub fn wait_for_rows(&mut self, count: usize) -> Result<(), EngineError> {
+        self.backend.wait_for_rows(count)
     }
 
     /// Row `index` of the last step's logits.
     pub fn row(&self, index: usize) -> Row<'_> {
         self.backend.row(index)
+    }
+
+    /// Number `index` of the last step's hidden states, after the final norm.
+    pub fn hidden(&self, index: usize) -> &[f32] {
+        self.backend.hidden(index)
+    }
+
+    /// The device that it runs on.
+    pub fn backend(&self) -> &B {
+        &self.backend
     }
 
     /// What the device has done so far.

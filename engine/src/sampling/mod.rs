@@ -3,8 +3,11 @@
 //! The order: bias and penalties on the logits, then temperature, then top-k, top-p and min-p on what is
 //! left, as `OpenAI`, vLLM and Hugging Face have it (llama.cpp divides by the temperature last).
 
+mod constraint;
 mod sampler;
 
+pub use constraint::{Constraint, ConstraintError, Grammar, Mask};
+pub(crate) use constraint::{Constraints, Walk};
 pub use sampler::{Sampler, argmax, log_softmax_of, top_logprobs};
 
 /// How a token is chosen. The defaults are OpenAI's; a `temperature` of 0 or a `top_k` of 1 is greedy.

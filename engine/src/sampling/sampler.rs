@@ -7,7 +7,7 @@ use rand_chacha::{
     rand_core::{RngCore, SeedableRng},
 };
 
-use super::SamplingParams;
+use super::{Mask, SamplingParams};
 use crate::backend::{MOST_BEST, Need, Row};
 
 /// Logits this far (in units of the temperature) under the best carry less probability, all of a 10^6
@@ -23,6 +23,8 @@ pub struct Sampler {
     seen: HashMap<u32, u32>,
     /// A copy of the row, only where bias or penalties change it.
     adjusted: Vec<f32>,
+    /// A copy of the row, only where a mask bounds it.
+    masked: Vec<f32>,
     candidates: Vec<(u32, f32)>,
 }
 
@@ -36,7 +38,7 @@ impl Sampler {
             prompt.iter().map(|&token| (token, 0)).collect()
         };
         let rng = ChaCha8Rng::seed_from_u64(seed);
-        Self { params, rng, seen, adjusted: Vec::new(), candidates: Vec::new() }
+        Self { params, rng, seen, adjusted: Vec::new(), masked: Vec::new(), candidates: Vec::new() }
     }
 
     /// How much of a row the next [`Sampler::sample`] looks at.
@@ -76,6 +78,17 @@ impl Sampler {
         {
             *self.seen.entry(token).or_insert(0) += 1;
         }
+        token
+    }
+
+    /// As [`Sampler::sample`], from the tokens of `mask`: all else, bias included, comes after it.
+    pub fn sample_within(&mut self, row: &[f32], mask: &Mask) -> Option<u32> {
+        let mut masked = std::mem::take(&mut self.masked);
+        masked.clear();
+        masked.extend_from_slice(row);
+        mask.apply(&mut masked);
+        let token = self.sample(Row::All(&masked));
+        self.masked = masked;
         token
     }
 

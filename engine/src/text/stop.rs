@@ -15,7 +15,8 @@ pub struct StopMatcher {
     /// that holding back much does not mean copying much on every push.
     tail: String,
     start: usize,
-    stopped: bool,
+    /// Which of the stop strings matched, once one has.
+    matched: Option<usize>,
 }
 
 /// What [`StopMatcher::push`] settles.
@@ -30,29 +31,29 @@ pub enum StopOutcome {
 impl StopMatcher {
     /// Empty strings are ignored.
     pub fn new(stops: &[String]) -> Self {
-        let automata =
-            stops.iter().filter(|stop| !stop.is_empty()).map(|stop| Automaton::new(stop)).collect();
-        Self { automata, tail: String::new(), start: 0, stopped: false }
+        let stops = stops.iter().enumerate().filter(|(_, stop)| !stop.is_empty());
+        let automata = stops.map(|(index, stop)| Automaton::new(index, stop)).collect();
+        Self { automata, tail: String::new(), start: 0, matched: None }
     }
 
     /// Adds text. After a match every further push is `Stopped` with no text.
     pub fn push(&mut self, text: &str) -> StopOutcome {
-        if self.stopped {
+        if self.matched.is_some() {
             return StopOutcome::Stopped(String::new());
         }
         let before = self.tail.len();
         self.tail.push_str(text);
         for (at, byte) in text.bytes().enumerate() {
-            let mut matched = 0;
+            let mut longest: Option<&Automaton> = None;
             for automaton in &mut self.automata {
-                if automaton.step(byte) {
-                    matched = matched.max(automaton.stop.len());
+                if automaton.step(byte) && longest.is_none_or(|l| l.stop.len() < automaton.stop.len()) {
+                    longest = Some(automaton);
                 }
             }
-            if matched > 0 {
+            if let Some((index, length)) = longest.map(|l| (l.index, l.stop.len())) {
                 // Stop strings and text are whole UTF-8, so a match begins and ends between characters.
-                self.stopped = true;
-                let last = self.hand_out(before + at + 1 - matched);
+                self.matched = Some(index);
+                let last = self.hand_out(before + at + 1 - length);
                 self.finish();
                 return StopOutcome::Stopped(last);
             }
@@ -67,6 +68,11 @@ impl StopMatcher {
         self.tail.clear();
         self.start = 0;
         rest
+    }
+
+    /// Which of the stop strings matched: its place in the list, of equal ones the first.
+    pub fn matched(&self) -> Option<usize> {
+        self.matched
     }
 
     /// Bytes held back now.
@@ -89,6 +95,8 @@ impl StopMatcher {
 /// One stop string and how much of it the text read so far ends with.
 #[derive(Debug)]
 struct Automaton {
+    /// Of the stop string in its list.
+    index: usize,
     stop: Vec<u8>,
     /// `fallback[i]`: the longest proper prefix of `stop` that ends `stop[..=i]`.
     fallback: Vec<usize>,
@@ -97,7 +105,7 @@ struct Automaton {
 }
 
 impl Automaton {
-    fn new(stop: &str) -> Self {
+    fn new(index: usize, stop: &str) -> Self {
         let stop = stop.as_bytes().to_vec();
         let mut fallback = vec![0; stop.len()];
         let mut state = 0;
@@ -108,7 +116,7 @@ impl Automaton {
             state += usize::from(stop[i] == stop[state]);
             fallback[i] = state;
         }
-        Self { stop, fallback, state: 0 }
+        Self { index, stop, fallback, state: 0 }
     }
 
     /// Reads one byte; true when the whole stop string has just been read.

@@ -160,6 +160,12 @@ impl ChatTemplate {
         MARKERS.iter().any(|marker| prompt.contains(marker) && self.default.source.contains(marker))
     }
 
+    /// True when the template's text, or that of the one for tools, holds `words`.
+    pub fn mentions(&self, words: &str) -> bool {
+        let mut sources = self.with_tools.iter().chain([&self.default]).map(|compiled| &compiled.source);
+        sources.any(|source| source.contains(words))
+    }
+
     /// True when the template knows the role `developer`.
     pub fn knows_developer(&self) -> bool {
         messages::knows_developer(&self.default.source)

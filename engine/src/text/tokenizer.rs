@@ -226,6 +226,14 @@ impl Tokenizer {
         matches!(self.vocab.kind(id), Kind::Control | Kind::Unknown)
     }
 
+    /// Tokens that grammars know by their names, not as text: control tokens, and those of the file's own that are
+    /// spelt like one (`<tool_call>` is either, by the file).
+    pub fn is_named(&self, id: u32) -> bool {
+        let name = self.token_bytes(id);
+        let tagged = name.starts_with(b"<") && name.ends_with(b">");
+        self.is_control(id) || (self.vocab.kind(id) == Kind::UserDefined && tagged)
+    }
+
     /// Tokens that end a turn or the text (EOS, EOT, `<|im_end|>`, …).
     pub fn is_end_of_generation(&self, id: u32) -> bool {
         self.vocab.is_end_of_generation(id)

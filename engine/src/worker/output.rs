@@ -50,6 +50,11 @@ impl Output {
         self.settle(outcome)
     }
 
+    /// Which stop string has ended it, if one has.
+    pub(super) fn matched(&self) -> Option<usize> {
+        self.stop.matched()
+    }
+
     fn settle(&mut self, outcome: StopOutcome) -> (Option<Event>, bool) {
         let (text, stopped) = match outcome {
             StopOutcome::Text(text) => (text, false),

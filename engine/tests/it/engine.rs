@@ -35,6 +35,7 @@ pub(crate) struct Answer {
     pub(crate) text: String,
     pub(crate) ids: Vec<u32>,
     reason: FinishReason,
+    matched: Option<usize>,
     pub(crate) usage: Usage,
 }
 
@@ -46,8 +47,8 @@ pub(crate) fn collect(mut generation: m40llm_engine::Generation) -> Answer {
                 text += &piece;
                 ids.extend(tokens.iter().map(|t| t.id));
             }
-            Event::Prompt(_) => {}
-            Event::Done { reason, usage } => return Answer { text, ids, reason, usage },
+            Event::Prompt(_) | Event::Embedding(_) => {}
+            Event::Done { reason, matched, usage } => return Answer { text, ids, reason, matched, usage },
             Event::Failed(error) => panic!("{error}"),
         }
     }
@@ -78,7 +79,7 @@ fn answers_a_question_and_stops_by_itself() {
             .unwrap(),
     );
     assert_eq!(answer.text, "The capital of France is Paris.");
-    assert_eq!(answer.reason, FinishReason::Stop);
+    assert_eq!((answer.reason, answer.matched), (FinishReason::Stop, None));
     assert_eq!(answer.usage.completion_tokens, answer.ids.len() + 1, "the end-of-turn token counts");
     let mut detokenizer = Detokenizer::default();
     let text: String =
@@ -117,6 +118,7 @@ fn stop_strings_end_the_text_before_them() {
     stopped.stop = vec!["never in there".into(), stop];
     let answer = collect(engine().submit(stopped).unwrap());
     assert_eq!((answer.text.as_str(), answer.reason), (expected, FinishReason::Stop));
+    assert_eq!(answer.matched, Some(1));
     assert!(full.ids.starts_with(&answer.ids));
 }
 

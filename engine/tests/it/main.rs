@@ -6,8 +6,10 @@ mod allowance;
 #[allow(dead_code, reason = "for its tests; cargo runs its main")]
 mod build_script;
 mod c_api;
+mod constraint;
 mod cpu_backend;
 mod detokenizer;
+mod embeddings;
 mod engine;
 mod gguf;
 mod logits;

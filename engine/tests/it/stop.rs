@@ -67,13 +67,15 @@ fn long_stop_strings_that_nearly_match_cost_linear_time() {
     assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
 }
 
-/// Text before the first match in the whole, by the matcher's rule: first completed, then longest.
-fn naive(text: &str, stops: &[String]) -> Option<String> {
+/// Text before the first match in the whole, and the stop string, by the matcher's rule: first completed,
+/// then longest.
+fn naive<'s>(text: &str, stops: &'s [String]) -> Option<(String, &'s str)> {
     let ends = |end: &usize| {
-        stops.iter().filter(|s| !s.is_empty() && text[..*end].ends_with(s.as_str())).map(String::len).max()
+        let ending = |s: &&str| !s.is_empty() && text[..*end].ends_with(s);
+        stops.iter().map(String::as_str).filter(ending).max_by_key(|s| s.len())
     };
     let mut boundaries = (0..=text.len()).filter(|at| text.is_char_boundary(*at));
-    boundaries.find_map(|end| ends(&end).map(|len| text[..end - len].to_owned()))
+    boundaries.find_map(|end| ends(&end).map(|stop| (text[..end - stop.len()].to_owned(), stop)))
 }
 
 proptest! {
@@ -112,8 +114,14 @@ proptest! {
         }
         out += &stop.finish();
         match naive(&whole, &stops) {
-            Some(text) => prop_assert!(matched && out == text, "{:?} is not {:?}", out, text),
-            None => prop_assert!(!matched && out == whole, "{:?} is not {:?}", out, whole),
+            Some((text, by)) => {
+                prop_assert!(matched && out == text, "{:?} is not {:?}", out, text);
+                prop_assert_eq!(stop.matched(), stops.iter().position(|s| s == by));
+            }
+            None => {
+                prop_assert!(!matched && out == whole, "{:?} is not {:?}", out, whole);
+                prop_assert_eq!(stop.matched(), None);
+            }
         }
     }
 }

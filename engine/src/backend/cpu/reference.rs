@@ -33,6 +33,29 @@ impl ReferenceBackend {
     fn state(&mut self) -> Result<(usize, &mut RunState), EngineError> {
         Ok((self.threads, self.state.as_mut().ok_or_else(not_allocated)?))
     }
+
+    /// Stores the step's keys and values of a layer, as `change` leaves them; it is given block, slot and KV head of each
+    /// pair. `qkv` has stored them as they are: after it, this puts what another backend has stored into their
+    /// place, so that what follows can be compared free of the rounding between.
+    pub fn store(
+        &mut self,
+        layer: usize,
+        mut change: impl FnMut([usize; 3], [&mut [f32]; 2]),
+    ) -> Result<(), EngineError> {
+        let (_, s) = self.state()?;
+        let (kv_heads, head_dim) = (s.shape.kv_heads, s.shape.head_dim);
+        let writer = s.cache.writer();
+        for (t, place) in places(&s.batch).enumerate() {
+            for head in 0..kv_heads {
+                let first = (t * kv_heads + head) * head_dim;
+                let (key, value) = (&mut s.k[first..first + head_dim], &mut s.v[first..first + head_dim]);
+                change([place.block as usize, place.slot, head], [&mut *key, &mut *value]);
+                // SAFETY: `begin` held every block to the cache; this is the only thread.
+                unsafe { writer.store(place.block, layer, head, place.slot, key, value) };
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Backend for ReferenceBackend {
@@ -102,16 +125,7 @@ impl Backend for ReferenceBackend {
                 }
             }
         }
-        let writer = s.cache.writer();
-        for (t, place) in places(&s.batch).enumerate() {
-            for head in 0..s.shape.kv_heads {
-                let at =
-                    (t * s.shape.kv_heads + head) * head_dim..(t * s.shape.kv_heads + head + 1) * head_dim;
-                // SAFETY: `begin` held every block to the cache; this is the only thread.
-                unsafe { writer.store(place.block, layer, head, place.slot, &s.k[at.clone()], &s.v[at]) };
-            }
-        }
-        Ok(())
+        self.store(layer, |_, _| {})
     }
 
     fn attend(&mut self, layer: usize, _: &AttentionWeights<Tensor>) -> Result<(), EngineError> {
@@ -174,12 +188,25 @@ impl Backend for ReferenceBackend {
         Ok(())
     }
 
+    fn keep_hidden(&mut self, norm: &Vec<f32>) -> Result<(), EngineError> {
+        let (_, s) = self.state()?;
+        let dim = s.shape.dim;
+        for (out, &t) in s.hidden.chunks_exact_mut(dim).zip(&s.batch.hidden_rows) {
+            rms_norm(&s.x[t as usize * dim..][..dim], norm, s.shape.norm_epsilon, out);
+        }
+        Ok(())
+    }
+
     fn rows(&mut self, _: &[Need]) -> Result<(), EngineError> {
         Ok(())
     }
 
     fn row(&self, index: usize) -> Row<'_> {
         Row::All(self.state.as_ref().map_or(&[], |state| state.row(index)))
+    }
+
+    fn hidden(&self, index: usize) -> &[f32] {
+        self.state.as_ref().map_or(&[], |state| state.hidden(index))
     }
 }
 

@@ -8,30 +8,23 @@
 //! the first part of the norm that comes next, and its reader the rest: reading must cost nothing there. Any other step
 //! has norms and RoPE in kernels of their own.
 
-use std::{collections::HashMap, mem, sync::Arc};
-
-use cudarc::driver::{
-    CudaGraph,
-    sys::{CUgraphInstantiate_flags, CUstreamCaptureMode},
-};
+use std::{mem, sync::Arc};
 
 use super::{
     Device,
-    arguments::{Attention, Logits, Mode, Norm},
+    arguments::{Attention, Mode, Norm},
     cublas::{Cublas, LibraryProducts},
-    error::Call as _,
-    gpu::{Dims, Gpu, arguments},
+    gpu::{Dims, Gpu, Pinned, arguments},
+    graphs::Graphs,
     kernels::Kernels,
     products::{FUSED_BATCH, Input, Products, SMALL_BATCH},
+    rows::Rows,
     state::{State, block_bytes, decode_heads, decode_splits},
     trace::Trace,
     weights::{Loader, Matrix, PAD, Vector, on_card, random, tile_bytes},
 };
 use crate::{
-    backend::{
-        AttentionWeights, Backend, Capacity, Counters, Demand, FeedForwardWeights, MOST_BEST, Need, Row,
-        Shape,
-    },
+    backend::{AttentionWeights, Backend, Capacity, Counters, Demand, FeedForwardWeights, Need, Row, Shape},
     device,
     error::EngineError,
     gguf::{DType, Tensor},
@@ -70,46 +63,17 @@ struct Run {
     state: State,
     products: Products,
     kernels: Kernels,
-    /// Graphs of fused steps by their number of tokens. The first such step runs directly, as kernels that were
-    /// never launched may have to be loaded, which a capture does not allow; it leaves `None`.
-    graphs: HashMap<usize, Option<Captured>>,
-    /// How the step under way is run.
-    mode: StepMode,
+    graphs: Graphs,
     fused: bool,
     small: bool,
     /// The weights of the norm that reads the residual stream after the next addition, in a wide step; 0: none.
     next_norm: u64,
     /// `State::hidden` and `State::squares` hold the residual stream for that norm.
     divided: bool,
-    /// The rows' best tokens, best first, and where each row's begin and end.
-    best: Vec<(u32, f32)>,
-    rows: Vec<RowPlace>,
-}
-
-struct Captured {
-    graph: CudaGraph,
-    launches: u64,
-}
-
-// SAFETY: the graph is used by the thread that has the backend, one at a time; CUDA ties it to no thread.
-unsafe impl Send for Captured {}
-
-/// How the step under way reaches the device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum StepMode {
-    /// Launch by launch.
-    Direct,
-    /// Launch by launch into a graph, which `logits` then runs.
-    Capture { launches_before: u64 },
-    /// By a graph from before, in `logits`.
-    Replay,
-}
-
-/// Where a row of logits has come to.
-#[derive(Debug, Clone, Copy)]
-enum RowPlace {
-    Best { first: usize, len: usize },
-    All,
+    rows: Rows,
+    /// The tokens whose hidden states are wanted, and where all tokens' arrive, `[T, dim]`.
+    hidden_rows: Vec<u32>,
+    hidden: Pinned,
 }
 
 impl CudaBackend {
@@ -119,6 +83,13 @@ impl CudaBackend {
         let gpu = Gpu::new(device, trace)?;
         let cublas = options.cublas.then(|| Cublas::open(&gpu)).transpose()?;
         Ok(Self { loader: Some(Loader::new(&gpu)?), cublas, gpu, options, types: Vec::new(), run: None })
+    }
+
+    /// A layer's part of the KV cache as it lies on the device, for tests.
+    #[cfg(feature = "gpu-tests")]
+    pub fn stored(&self, layer: usize) -> Result<Vec<u8>, EngineError> {
+        self.gpu.bind()?;
+        self.run.as_ref().map_or(Ok(Vec::new()), |run| run.state.read_cache(layer))
     }
 
     fn note_type(&mut self, dtype: DType) {
@@ -137,7 +108,7 @@ impl CudaBackend {
     /// As [`CudaBackend::parts`], or nothing where a graph does the step's work.
     fn working(&mut self) -> Result<Option<(&mut Gpu, &mut Run)>, EngineError> {
         let (gpu, run) = self.parts()?;
-        Ok((run.mode != StepMode::Replay).then_some((gpu, run)))
+        Ok((!run.graphs.replays()).then_some((gpu, run)))
     }
 }
 
@@ -220,13 +191,13 @@ impl Backend for CudaBackend {
         let products = Products::find(&self.gpu, &self.types, library.transpose()?)?;
         let state = State::new(&mut self.gpu, shape, capacity)?;
         self.run = Some(Run {
-            best: Vec::with_capacity(capacity.logit_rows * MOST_BEST),
-            rows: Vec::with_capacity(capacity.logit_rows),
+            rows: Rows::new(&self.gpu, shape, capacity)?,
+            hidden_rows: Vec::with_capacity(capacity.tokens),
+            hidden: Pinned::new(self.gpu.context(), capacity.tokens * shape.dim * 4, "hidden states")?,
             state,
             products,
             kernels,
-            graphs: HashMap::new(),
-            mode: StepMode::Direct,
+            graphs: Graphs::default(),
             fused: false,
             small: false,
             next_norm: 0,
@@ -245,24 +216,13 @@ impl Backend for CudaBackend {
             run.state.copy_block(gpu, copy.from, copy.to)?;
         }
         let tokens = batch.tokens.len();
-        let one_row_each = batch.logit_rows.len() == tokens;
+        run.hidden_rows.clone_from(&batch.hidden_rows);
+        // Hidden states are read from activations in natural order, which those of a fused step may not be in.
+        let one_row_each = batch.logit_rows.len() == tokens && batch.hidden_rows.is_empty();
         run.fused = tokens <= FUSED_BATCH && run.state.metadata.tiles == 0 && one_row_each;
         run.small = run.fused && tokens <= SMALL_BATCH;
         (run.next_norm, run.divided) = (0, false);
-        run.mode = match run.graphs.get(&tokens) {
-            _ if !graphs || !run.fused => StepMode::Direct,
-            None => {
-                run.graphs.insert(tokens, None);
-                StepMode::Direct
-            }
-            Some(Some(_)) => StepMode::Replay,
-            Some(None) => {
-                let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-                gpu.stream().begin_capture(mode).call("cuStreamBeginCapture")?;
-                StepMode::Capture { launches_before: gpu.counters().launches }
-            }
-        };
-        Ok(())
+        run.graphs.begin(gpu, tokens, graphs && run.fused)
     }
 
     fn embed(&mut self, table: &Matrix) -> Result<(), EngineError> {
@@ -383,23 +343,37 @@ impl Backend for CudaBackend {
             }
         }
         let (gpu, run) = self.parts()?;
-        run.finish_graph(gpu)
+        run.graphs.finish(gpu)
+    }
+
+    fn keep_hidden(&mut self, norm: &Vector) -> Result<(), EngineError> {
+        let (gpu, run) = self.parts()?;
+        let count = run.state.metadata.tokens;
+        // Of all tokens at once: where it is put is free again after `logits`.
+        run.norm_rows(gpu, norm, 0, count)?;
+        let bytes = count * run.state.shape.dim * 4;
+        // SAFETY: read in `hidden`, after the wait in `rows`.
+        unsafe { gpu.download(&run.state.hidden, &mut run.hidden, 0, bytes) }
     }
 
     fn rows(&mut self, needs: &[Need]) -> Result<(), EngineError> {
         let (gpu, run) = self.parts()?;
-        run.bring(gpu, needs)
+        run.rows.bring(gpu, &run.state, &run.kernels, needs)
+    }
+
+    fn wait_for_rows(&mut self, count: usize) -> Result<(), EngineError> {
+        let (gpu, run) = self.parts()?;
+        run.rows.wait_for(gpu, count)
     }
 
     fn row(&self, index: usize) -> Row<'_> {
-        let Some(run) = &self.run else { return Row::Best(&[]) };
-        match run.rows[index] {
-            RowPlace::Best { first, len } => Row::Best(&run.best[first..first + len]),
-            RowPlace::All => {
-                let vocab = run.state.shape.vocab;
-                Row::All(&run.state.host_logits.slice::<f32>()[index * vocab..(index + 1) * vocab])
-            }
-        }
+        self.run.as_ref().map_or(Row::Best(&[]), |run| run.rows.row(index))
+    }
+
+    fn hidden(&self, index: usize) -> &[f32] {
+        let Some(run) = &self.run else { return &[] };
+        let (dim, token) = (run.state.shape.dim, run.hidden_rows[index] as usize);
+        &run.hidden.slice::<f32>()[token * dim..(token + 1) * dim]
     }
 
     fn counters(&self) -> Counters {
@@ -495,87 +469,5 @@ impl Run {
             epsilon: s.shape.norm_epsilon,
             scale: 1.0 / (s.shape.head_dim as f32).sqrt(),
         }
-    }
-
-    /// Ends a capture, and runs the step's graph if it has one.
-    fn finish_graph(&mut self, gpu: &mut Gpu) -> Result<(), EngineError> {
-        let tokens = self.state.metadata.tokens;
-        if let StepMode::Capture { launches_before } = self.mode {
-            let flags = CUgraphInstantiate_flags(0);
-            let graph = gpu.stream().end_capture(flags).call("cuGraphInstantiate of a step")?;
-            let graph = graph.ok_or_else(|| EngineError::Backend("cuStreamEndCapture: no graph".into()))?;
-            let launches = gpu.counters().launches - launches_before;
-            self.graphs.insert(tokens, Some(Captured { graph, launches }));
-        }
-        let mode = mem::replace(&mut self.mode, StepMode::Direct);
-        let Some(Some(captured)) = self.graphs.get(&tokens).filter(|_| mode != StepMode::Direct) else {
-            return Ok(());
-        };
-        if mode == StepMode::Replay {
-            gpu.count_launches(captured.launches);
-        }
-        captured.graph.launch().call("cuGraphLaunch of a step")
-    }
-
-    /// Brings to the host what `needs` asks for, and waits for it: the step's one wait.
-    fn bring(&mut self, gpu: &mut Gpu, needs: &[Need]) -> Result<(), EngineError> {
-        let s = &mut self.state;
-        let (rows, vocab) = (s.metadata.logit_rows, s.shape.vocab);
-        if needs.len() != rows {
-            return Err(EngineError::Backend(format!("{} needs for {rows} rows of logits", needs.len())));
-        }
-        let widest =
-            needs.iter().map(|need| if let Need::Best(k) = need { *k } else { 0 }).max().unwrap_or(0);
-        let widest = widest.min(MOST_BEST).min(vocab);
-        if widest > 0 {
-            let arguments = Logits {
-                logits: s.logits.pointer(),
-                ids: s.best_ids.pointer(),
-                values: s.best_logits.pointer(),
-                sums: s.best_sums.pointer(),
-                partial: s.best_partial.pointer(),
-                counters: s.attention_counters.pointer(),
-                vocab: vocab as i32,
-                k: widest as i32,
-            };
-            let (kernel, segment) =
-                if widest == 1 { (&self.kernels.argmax, 4096) } else { (&self.kernels.top_k, 8192) };
-            let dims = Dims {
-                grid: [vocab.div_ceil(segment) as u32, rows as u32, 1],
-                block: [256, 1, 1],
-                shared: 0,
-            };
-            let bytes = 4 * (rows * vocab) as u64;
-            // SAFETY: the argument of sample.cu's kernels; results and workspace hold MOST_BEST a row.
-            unsafe { gpu.launch(kernel, dims, bytes, arguments![arguments]) }?;
-            // SAFETY: read below, after the wait.
-            unsafe {
-                gpu.download(&s.best_ids, &mut s.host_ids, 0, rows * widest * 4)?;
-                gpu.download(&s.best_logits, &mut s.host_best, 0, rows * widest * 4)?;
-            }
-        }
-        for (row, need) in needs.iter().enumerate() {
-            if *need == Need::All {
-                // SAFETY: read in `row`, after the wait.
-                unsafe { gpu.download(&s.logits, &mut s.host_logits, row * vocab * 4, vocab * 4) }?;
-            }
-        }
-        gpu.synchronize()?;
-        self.best.clear();
-        self.rows.clear();
-        let (ids, logits) = (s.host_ids.slice::<u32>(), s.host_best.slice::<f32>());
-        for (row, need) in needs.iter().enumerate() {
-            let first = self.best.len();
-            self.rows.push(match need {
-                Need::All => RowPlace::All,
-                Need::Best(_) => {
-                    let row = row * widest..(row + 1) * widest;
-                    let found = ids[row.clone()].iter().zip(&logits[row]).filter(|&(&id, _)| id != u32::MAX);
-                    self.best.extend(found.map(|(&id, &logit)| (id, logit)));
-                    RowPlace::Best { first, len: self.best.len() - first }
-                }
-            });
-        }
-        Ok(())
     }
 }

@@ -11,7 +11,7 @@ use cudarc::driver::{
 use super::error::Call as _;
 use crate::{
     config::BackendChoice,
-    device::{Code, ComputeCapability, DeviceId, DeviceInfo, Devices, Driver, Host, choose},
+    device::{Code, ComputeCapability, DeviceId, DeviceInfo, Devices, Driver, Host, PciLink, choose},
     error::EngineError,
 };
 
@@ -144,11 +144,13 @@ fn describe(index: usize) -> Result<DeviceInfo, EngineError> {
         Attribute::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID,
     ];
     let [domain, bus, slot] = [attribute(place[0])?, attribute(place[1])?, attribute(place[2])?];
+    let pci_address = format!("{domain:04x}:{bus:02x}:{slot:02x}.0");
     Ok(DeviceInfo {
         index,
         uuid: uuid(raw::get_uuid(device).call("cuDeviceGetUuid")?.bytes.map(i8::cast_unsigned)),
         name: raw::get_name(device).call("cuDeviceGetName")?,
-        pci_address: format!("{domain:04x}:{bus:02x}:{slot:02x}.0"),
+        link: PciLink::read(&pci_address),
+        pci_address,
         compute_capability: ComputeCapability {
             major: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             minor: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,

@@ -4,8 +4,8 @@
 use std::{ffi::c_void, fmt, ptr, sync::Arc};
 
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaStream, result,
-    sys::{CUdeviceptr, CUstream},
+    CudaContext, CudaEvent, CudaFunction, CudaStream, result,
+    sys::{CUdeviceptr, CUevent_flags, CUstream},
 };
 
 use super::{Device, Kernels, error::Call as _, trace::Trace};
@@ -152,14 +152,33 @@ impl Gpu {
         self.trace.is_some()
     }
 
-    /// Waits for everything queued. The one wait of a step.
+    /// Waits for everything queued.
     pub(super) fn synchronize(&mut self) -> Result<(), EngineError> {
         self.counters.syncs += 1;
         self.stream.synchronize().call("cuStreamSynchronize")?;
-        if let Some(trace) = &mut self.trace {
-            trace.collect()?;
-        }
-        Ok(())
+        self.collect_trace()
+    }
+
+    /// An event to wait for, to be used again and again.
+    pub(super) fn event(&self) -> Result<CudaEvent, EngineError> {
+        let flags = Some(CUevent_flags::CU_EVENT_DISABLE_TIMING);
+        self.context().new_event(flags).call("cuEventCreate")
+    }
+
+    /// Has the event happen when the stream has come past all that is queued.
+    pub(super) fn record(&self, event: &CudaEvent) -> Result<(), EngineError> {
+        event.record(&self.stream).call("cuEventRecord")
+    }
+
+    /// Waits for an event behind all launches so far.
+    pub(super) fn wait(&mut self, event: &CudaEvent) -> Result<(), EngineError> {
+        self.counters.syncs += 1;
+        event.synchronize().call("cuEventSynchronize")?;
+        self.collect_trace()
+    }
+
+    fn collect_trace(&mut self) -> Result<(), EngineError> {
+        self.trace.as_mut().map_or(Ok(()), Trace::collect)
     }
 
     /// Queues a copy of the beginning of pinned memory to the device.
@@ -278,6 +297,16 @@ impl Buffer {
         // SAFETY: the range is this buffer's.
         unsafe { result::memset_d8_sync(self.pointer, byte, self.bytes) }.call("cuMemsetD8")?;
         default_stream_done()
+    }
+
+    /// What is there from `at` on. All work on it must have been waited for.
+    #[cfg(feature = "gpu-tests")]
+    pub(super) fn read(&self, at: usize, bytes: usize) -> Result<Vec<u8>, EngineError> {
+        assert!(at + bytes <= self.bytes);
+        let mut read = vec![0u8; bytes];
+        // SAFETY: the range is this buffer's, and the copy has ended when this returns.
+        unsafe { result::memcpy_dtoh_sync(&mut read, self.pointer + at as u64) }.call("cuMemcpyDtoH")?;
+        Ok(read)
     }
 
     pub(super) fn pointer(&self) -> CUdeviceptr {

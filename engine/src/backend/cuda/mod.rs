@@ -12,7 +12,9 @@
 //! | `products` | which kernel multiplies, and its geometry |
 //! | `cublas` | products of many tokens by the library, on request |
 //! | `metadata`, `state` | the step's batch on the device; activations and the KV cache |
-//! | `backend` | the decoder's operations as launches, graphs of fused steps |
+//! | `graphs` | fused steps captured once and run again |
+//! | `rows` | logits, or the best of them, on their way to the host |
+//! | `backend` | the decoder's operations as launches |
 //! | `trace` | kernels timed one by one |
 
 mod arguments;
@@ -23,10 +25,12 @@ pub mod error;
 mod gpu;
 #[cfg(all(test, feature = "gpu-tests"))]
 mod gpu_tests;
+mod graphs;
 mod kernels;
 mod metadata;
 pub mod module;
 mod products;
+mod rows;
 mod speed;
 mod state;
 mod trace;

@@ -1,7 +1,7 @@
 //! Run state: everything a step works on, made once. `T` is the step's tokens; buffers hold `capacity.tokens`.
 
 use super::{
-    gpu::{Buffer, Gpu, Pinned},
+    gpu::{Buffer, Gpu},
     metadata::Metadata,
     products::{partial_bytes, squares_bytes},
 };
@@ -74,10 +74,6 @@ pub(super) struct State {
     pub(super) product_counters: Buffer,
     pub(super) attention_partial: Buffer,
     pub(super) attention_counters: Buffer,
-    /// Where logits and best tokens arrive.
-    pub(super) host_logits: Pinned,
-    pub(super) host_ids: Pinned,
-    pub(super) host_best: Pinned,
 }
 
 /// Bytes of the buffers of [`State`], in the order of its fields.
@@ -172,9 +168,6 @@ impl State {
             product_counters: make(COUNTERS * 4, "counters")?,
             attention_partial: make(sizes.attention_partial, "partial attention")?,
             attention_counters: make(COUNTERS * 4, "counters")?,
-            host_logits: Pinned::new(gpu.context(), sizes.logits, "logits")?,
-            host_ids: Pinned::new(gpu.context(), sizes.best, "the best tokens")?,
-            host_best: Pinned::new(gpu.context(), sizes.best, "the best tokens")?,
             shape: shape.clone(),
             capacity: *capacity,
         })
@@ -184,6 +177,13 @@ impl State {
     pub(super) fn layer_cache(&self, layer: usize) -> u64 {
         let bytes = self.capacity.kv_blocks * block_bytes(&self.shape, self.capacity.kv_type);
         self.cache.at(layer * bytes)
+    }
+
+    /// What earlier steps have stored of a layer.
+    #[cfg(feature = "gpu-tests")]
+    pub(super) fn read_cache(&self, layer: usize) -> Result<Vec<u8>, EngineError> {
+        let bytes = self.capacity.kv_blocks * block_bytes(&self.shape, self.capacity.kv_type);
+        self.cache.read(layer * bytes, bytes)
     }
 
     /// Queues the copy of a KV block, layer by layer.

@@ -1,0 +1,123 @@
+//! A choice as its events come: the pieces of its text, and the tokens that made them.
+
+use m40llm_engine::{Event, FinishReason, TokenOut};
+
+use super::{Piece, Reader, Reading};
+use crate::{error::ApiError, openai::Usage, stream::Sequences};
+
+/// One choice under way.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    reader: Reader,
+    /// Tokens of text that the reader holds back.
+    held: Vec<TokenOut>,
+}
+
+impl Turn {
+    pub(crate) fn new(reading: &Reading) -> Self {
+        Self { reader: reading.reader(), held: Vec::new() }
+    }
+
+    /// What an event's text and tokens settle: pieces, and the tokens of the text among them. The tokens of
+    /// calls and of reasoning go with neither.
+    pub(crate) fn push(&mut self, text: &str, tokens: Vec<TokenOut>) -> (Vec<Piece>, Vec<TokenOut>) {
+        let pieces = self.reader.push(text);
+        // A token without text of its own may be part of a character or of a stop string to come.
+        let silent = text.is_empty() && self.reader.is_in_text();
+        self.held.extend(tokens);
+        self.release(pieces, silent)
+    }
+
+    /// The rest, at the end.
+    pub(crate) fn finish(&mut self) -> (Vec<Piece>, Vec<TokenOut>) {
+        let pieces = self.reader.finish();
+        self.release(pieces, false)
+    }
+
+    /// Whether it ended in a call that is whole; then that is why it ended.
+    pub(crate) fn called(&self) -> bool {
+        self.reader.called()
+    }
+
+    fn release(&mut self, pieces: Vec<Piece>, silent: bool) -> (Vec<Piece>, Vec<TokenOut>) {
+        if silent || pieces.iter().any(|piece| matches!(piece, Piece::Text(_))) {
+            return (pieces, std::mem::take(&mut self.held));
+        }
+        if !self.reader.holds() {
+            self.held.clear();
+        }
+        (pieces, Vec::new())
+    }
+}
+
+/// A finished choice.
+#[derive(Debug)]
+pub(crate) struct Said {
+    pub(crate) text: String,
+    pub(crate) reasoning: String,
+    pub(crate) calls: Vec<Call>,
+    /// The text's tokens.
+    pub(crate) tokens: Vec<TokenOut>,
+    /// Why the engine ended it.
+    pub(crate) reason: FinishReason,
+    /// It ended in a call that is whole.
+    pub(crate) called: bool,
+}
+
+/// A call that a model made.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    /// JSON as the model wrote it; cut off when the output was.
+    pub(crate) arguments: String,
+}
+
+impl Said {
+    fn take(&mut self, (pieces, tokens): (Vec<Piece>, Vec<TokenOut>)) {
+        self.tokens.extend(tokens);
+        for piece in pieces {
+            match piece {
+                Piece::Text(text) => self.text.push_str(&text),
+                Piece::Reasoning(text) => self.reasoning.push_str(&text),
+                Piece::Call { id, name, .. } => self.calls.push(Call { id, name, arguments: String::new() }),
+                Piece::Arguments { index, text } => {
+                    if let Some(call) = self.calls.get_mut(index) {
+                        call.arguments.push_str(&text);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// All choices of a request to their end, read. The first failure ends them all.
+pub(crate) async fn collect(sequences: Sequences, reading: &Reading) -> Result<(Vec<Said>, Usage), ApiError> {
+    let begin = || {
+        let said = Said {
+            text: String::new(),
+            reasoning: String::new(),
+            calls: Vec::new(),
+            tokens: Vec::new(),
+            reason: FinishReason::Stop,
+            called: false,
+        };
+        (Turn::new(reading), said)
+    };
+    let mut choices: Vec<(Turn, Said)> = (0..sequences.count()).map(|_| begin()).collect();
+    let usage = sequences
+        .each(|i, event| {
+            let (turn, said) = &mut choices[i];
+            match event {
+                Event::Text { text, tokens } => said.take(turn.push(&text, tokens)),
+                Event::Done { reason, .. } => {
+                    said.take(turn.finish());
+                    said.reason = reason;
+                    said.called = turn.called();
+                }
+                Event::Prompt(_) | Event::Embedding(_) | Event::Failed(_) => {}
+            }
+        })
+        .await?;
+    Ok((choices.into_iter().map(|(_, said)| said).collect(), usage))
+}

@@ -1,0 +1,88 @@
+//! Constrained outputs, from a grammar to the last event, over a real model.
+
+use std::sync::OnceLock;
+
+use m40llm_engine::{
+    Engine, EngineConfig, Event, FinishReason, GenerateRequest, Grammar, SamplingParams, TokenOut, Usage,
+};
+use serde_json::{Value, json};
+
+use crate::engine::demo_model;
+
+fn engine() -> &'static Engine {
+    static ENGINE: OnceLock<Engine> = OnceLock::new();
+    let config = EngineConfig { ctx_size: Some(1024), max_batch: 8, ..EngineConfig::default() };
+    ENGINE.get_or_init(|| Engine::load(&demo_model(), &config, |_| {}).unwrap())
+}
+
+struct Answer {
+    text: String,
+    tokens: Vec<TokenOut>,
+    reason: FinishReason,
+    usage: Usage,
+}
+
+fn answer(request: GenerateRequest) -> Answer {
+    let mut generation = engine().submit(request).unwrap();
+    let (mut text, mut all) = (String::new(), Vec::new());
+    loop {
+        match generation.blocking_next().expect("a last event") {
+            Event::Text { text: piece, tokens } => {
+                text += &piece;
+                all.extend(tokens);
+            }
+            Event::Done { reason, usage, .. } => return Answer { text, tokens: all, reason, usage },
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn request(prompt: &str, grammar: &Grammar, sampling: SamplingParams) -> GenerateRequest {
+    let prompt = format!("<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n");
+    GenerateRequest {
+        prompt: engine().tokenizer().encode(&prompt, true, true),
+        max_tokens: Some(200),
+        sampling,
+        constraint: Some(engine().constrain(grammar).unwrap()),
+        ..GenerateRequest::default()
+    }
+}
+
+fn hot(seed: u64) -> SamplingParams {
+    SamplingParams { temperature: 1.5, seed: Some(seed), ..SamplingParams::default() }
+}
+
+#[test]
+fn a_choice_is_one_of_the_texts_and_ends_by_itself() {
+    let cities = Grammar::Choice(["Rome", "Paris", "Berlin"].map(String::from).into());
+    let greedy = answer(request("What is the capital of France?", &cities, SamplingParams::greedy()));
+    assert_eq!(greedy.text, "Paris");
+    let texts = ["Paris", "Parisian \"café\"", "Rome", "東京"];
+    let choices = Grammar::Choice(texts.map(String::from).into());
+    for seed in 0..20 {
+        let answer = answer(request("Say a word.", &choices, hot(seed)));
+        assert!(texts.contains(&answer.text.as_str()), "{}", answer.text);
+        assert_eq!(answer.reason, FinishReason::Stop);
+    }
+}
+
+#[test]
+fn json_follows_its_schema() {
+    let schema = json!({
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer", "minimum": 0, "maximum": 150}},
+        "required": ["name", "age"],
+        "additionalProperties": false
+    });
+    for seed in 0..10 {
+        let answer =
+            answer(request("Describe a person as JSON.", &Grammar::JsonSchema(schema.clone()), hot(seed)));
+        assert_eq!(answer.reason, FinishReason::Stop, "{}", answer.text);
+        let value: Value = serde_json::from_str(&answer.text).expect(&answer.text);
+        assert!(
+            value["age"].as_u64().unwrap() <= 150 && value["name"].as_str().unwrap().chars().count() <= 20
+        );
+        assert_eq!(answer.text, answer.text.trim());
+        let _ = (&answer.tokens, answer.usage);
+    }
+}
