@@ -180,6 +180,11 @@ impl Ticket {
         self.meters.push(meter);
     }
 
+    /// What sequence `i` uses.
+    pub(crate) fn meter(&self, i: usize) -> Option<Arc<Meter>> {
+        self.meters.get(i).cloned()
+    }
+
     /// What is used by now. Sequences that share a prompt are charged for it once.
     pub(crate) fn used(&self) -> Amounts {
         let mut used = Amounts { requests: 1, ..Amounts::default() };

@@ -6,8 +6,8 @@ use m40llm_engine::{
 };
 
 use super::{
-    MAX_CHOICES, MAX_TOP_LOGPROBS, Sampling, choices, include_usage, integer, max_tokens, max_wait,
-    response_format, seed_of, stop, token_ids,
+    Formats, MAX_CHOICES, MAX_TOP_LOGPROBS, Sampling, choices, include_usage, integer, max_tokens, max_wait,
+    seed_of, stop, token_ids,
 };
 use crate::{
     app::Model,
@@ -103,6 +103,7 @@ pub(crate) fn completions(
         seed: request.seed,
     }
     .check(tokenizer.vocab_size())?;
+    let constraint = Formats::from(&request).answer(&model.engine)?.map(|answer| answer.constraint);
     let stream = request.stream.unwrap_or(false);
     let include_usage = include_usage(stream, request.stream_options)?;
     let n = choices(request.n)?;
@@ -111,7 +112,6 @@ pub(crate) fn completions(
     let max_wait = max_wait(request.max_wait_ms)?;
     let stop = stop(request.stop)?;
     let logprobs = integer("logprobs", request.logprobs, 0..=MAX_TOP_LOGPROBS)?.map(|n| n as usize);
-    response_format(request.response_format.as_ref())?;
     let suffix = request.suffix.filter(|suffix| !suffix.is_empty());
     let echo = request.echo.unwrap_or(false);
     let marks = suffix.as_ref().map(|_| gap_marks(tokenizer, echo && logprobs.is_some())).transpose()?;
@@ -139,6 +139,7 @@ pub(crate) fn completions(
                 sampling,
                 stop: stop.clone(),
                 stop_tokens: marks.map_or_else(Vec::new, |marks| marks.ids().to_vec()),
+                constraint: constraint.clone(),
                 max_wait,
                 // Several candidates are ranked by them.
                 logprobs: logprobs.or((best_of > n).then_some(0)),

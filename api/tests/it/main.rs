@@ -7,8 +7,12 @@ mod gguf_files;
 mod keys;
 mod malformed;
 #[cfg(feature = "server")]
+mod structured;
+#[cfg(feature = "server")]
 mod support;
 
+#[cfg(feature = "server")]
+mod abandoned;
 #[cfg(feature = "server")]
 mod auth;
 #[cfg(feature = "server")]
@@ -38,6 +42,8 @@ mod limits;
 #[cfg(feature = "server")]
 mod listening;
 #[cfg(feature = "server")]
+mod messages;
+#[cfg(feature = "server")]
 mod metrics;
 #[cfg(feature = "server")]
 mod native;
@@ -46,6 +52,14 @@ mod operations;
 #[cfg(feature = "server")]
 mod paced;
 #[cfg(feature = "server")]
+mod page;
+#[cfg(feature = "server")]
+mod pull;
+#[cfg(feature = "server")]
+mod responses;
+#[cfg(feature = "server")]
+mod scripted;
+#[cfg(feature = "server")]
 mod sockets;
 #[cfg(feature = "server")]
 mod source;
@@ -53,3 +67,5 @@ mod source;
 mod streams;
 #[cfg(feature = "server")]
 mod tls;
+#[cfg(feature = "server")]
+mod tools;

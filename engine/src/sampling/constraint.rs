@@ -11,6 +11,7 @@ use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, OnceLock},
+    thread,
 };
 
 use llguidance::{Matcher, api::StopReason, api::TopLevelGrammar, toktrie::SimpleVob};
@@ -68,6 +69,15 @@ struct Compiled {
     first: Mask,
 }
 
+impl Constraint {
+    /// How many of `tokens` may begin an output, and whether it may end after them: to try a grammar out.
+    pub fn allows(&self, tokens: &[u32]) -> (usize, bool) {
+        let mut matcher = lock(&self.0.matcher).deep_clone();
+        let fits = matcher.try_consume_tokens(tokens).unwrap_or(0);
+        (fits, fits == tokens.len() && matcher.is_accepting().unwrap_or(false))
+    }
+}
+
 impl fmt::Debug for Constraint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Constraint")
@@ -94,22 +104,52 @@ impl Constraints {
         let vocabulary = self.0.get_or_init(made).as_ref().map_err(|why| {
             ConstraintError::Grammar(format!("this model's vocabulary cannot be constrained: {why}"))
         })?;
-        let top = match grammar {
-            Grammar::JsonObject => {
-                TopLevelGrammar::from_json_schema(schema::enforced(&json!({"type": "object"}))?)
-            }
-            Grammar::JsonSchema(schema) => TopLevelGrammar::from_json_schema(schema::enforced(schema)?),
-            Grammar::Regex(regex) => TopLevelGrammar::from_regex(regex),
-            Grammar::Choice(texts) => TopLevelGrammar::from_lark(one_of(texts)?),
-            Grammar::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
+        let json = match grammar {
+            Grammar::JsonObject => Some(json!({"type": "object"})),
+            Grammar::JsonSchema(schema) => Some(schema.clone()),
+            _ => None,
         };
-        let compiled = guarded(|| {
+        let top = match grammar {
+            Grammar::JsonObject | Grammar::JsonSchema(_) => {
+                TopLevelGrammar::from_json_schema(schema::enforced(json.as_ref().unwrap_or(&Value::Null))?)
+            }
+            Grammar::Regex(regex) => TopLevelGrammar::from_regex(bounded(regex)?),
+            Grammar::Choice(texts) => TopLevelGrammar::from_lark(one_of(texts)?),
+            Grammar::Lark(text) => TopLevelGrammar::from_lark(bounded(text)?.to_owned()),
+        };
+        let compiled = on_a_deep_stack(|| {
             let mut matcher = Matcher::new(Ok(vocabulary.compile(top)?));
-            let first = matcher.compute_mask().map_err(|error| error.to_string())?;
+            let first = matcher.compute_mask().map_err(|_| reason(&matcher).to_owned())?;
             Ok(Compiled { matcher: Mutex::new(matcher), first: Mask(first) })
         });
-        compiled.map(|compiled| Constraint(Arc::new(compiled))).map_err(ConstraintError::Grammar)
+        match (compiled, json) {
+            (Ok(compiled), _) => Ok(Constraint(Arc::new(compiled))),
+            (Err(words), Some(schema)) => Err(schema::explained(&schema, &words)),
+            (Err(words), None) => Err(ConstraintError::Grammar(words)),
+        }
     }
+}
+
+/// Longest text of a regular expression, a grammar or all choices together.
+const TEXT: usize = 64 << 10;
+/// Compiling goes as deep as what is compiled is nested, and a stack that ends ends the process. Only what is
+/// used of it is taken.
+const STACK: usize = 256 << 20;
+
+fn bounded(text: &str) -> Result<&str, ConstraintError> {
+    let most = || ConstraintError::Grammar(format!("longer than {TEXT} bytes"));
+    if text.len() > TEXT { Err(most()) } else { Ok(text) }
+}
+
+/// Runs what may go deep, and may panic on a grammar nobody has thought of.
+fn on_a_deep_stack<T: Send>(work: impl FnOnce() -> Result<T, String> + Send) -> Result<T, String> {
+    thread::scope(|scope| {
+        let compiler = thread::Builder::new().name("m40llm-grammar".into()).stack_size(STACK);
+        match compiler.spawn_scoped(scope, || guarded(work).map_err(|words| in_a_line(&words))) {
+            Ok(running) => running.join().unwrap_or_else(|_| Err("it cannot be compiled".into())),
+            Err(error) => Err(format!("no thread to compile it on: {error}")),
+        }
+    })
 }
 
 /// Texts of which one is to be written, as a Lark grammar.
@@ -119,14 +159,24 @@ fn one_of(texts: &[String]) -> Result<String, ConstraintError> {
         return Err(ConstraintError::Grammar(what.into()));
     }
     let quoted: Vec<String> = texts.iter().map(|text| Value::from(text.as_str()).to_string()).collect();
-    Ok(format!("start: {}", quoted.join(" | ")))
+    let grammar = format!("start: {}", quoted.join(" | "));
+    bounded(&grammar)?;
+    Ok(grammar)
 }
 
 /// Runs what may panic on a grammar nobody has thought of.
 fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|_| Err("it cannot be compiled".into()))
-        .map_err(|why| why.lines().next().unwrap_or_default().to_owned())
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err("it cannot be compiled".into()))
+}
+
+/// The compiler's words in one line: where regular expressions are quoted at length, what is wrong with them.
+fn in_a_line(words: &str) -> String {
+    let verdict = words.lines().find_map(|line| line.trim().strip_prefix("error: "));
+    let line = verdict.or_else(|| words.lines().next()).unwrap_or_default();
+    match line.char_indices().nth(300) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.into(),
+    }
 }
 
 /// The tokens that may come next.
@@ -185,14 +235,18 @@ impl Walk {
     }
 }
 
-/// What ended a walk. It tells nothing of the output or the grammar, as it may be logged.
+/// What ended a walk.
 fn failure(matcher: &Matcher) -> EngineError {
-    let why = match matcher.stop_reason() {
+    EngineError::Constraint(reason(matcher))
+}
+
+/// Why no token can follow. It tells nothing of the output or the grammar, as it may be logged.
+fn reason(matcher: &Matcher) -> &'static str {
+    match matcher.stop_reason() {
         StopReason::LexerTooComplex => {
-            "its texts take more memory or time to tell apart than one request is allowed"
+            "it takes more time or memory to tell its texts apart than a request is allowed"
         }
-        StopReason::ParserTooComplex => "it is more ambiguous than one request is allowed",
-        _ => "no token follows it any further",
-    };
-    EngineError::Constraint(why)
+        StopReason::ParserTooComplex => "it is more ambiguous than a request is allowed",
+        _ => "no text satisfies it",
+    }
 }
