@@ -6,7 +6,11 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::Value as Json;
 use utoipa::ToSchema;
 
-use super::{FinishReason, LogitBias, Stop, StreamOptions, Usage, int, number, object_only, seed};
+pub use super::format::ResponseFormat;
+use super::{
+    FinishReason, LogitBias, Stop, StreamOptions, Usage, format::StructuredOutputs, int, number, object_only,
+    seed,
+};
 
 /// A conversation to continue. A `null` is the same as an absent field; unknown fields are ignored, as
 /// are `user`, `store`, `metadata`, `service_tier`, `prediction`, `verbosity`, `safety_identifier` and
@@ -94,8 +98,28 @@ pub struct ChatRequest {
     pub tool_choice: Option<Json>,
     /// Whether one answer may make several calls; true when absent.
     pub parallel_tool_calls: Option<bool>,
-    /// `{"type":"text"}`. (`json_object` and `json_schema` are refused for now.)
+    /// What the answer must be: `{"type":"text"}`, any JSON object, or what a schema allows.
     pub response_format: Option<ResponseFormat>,
+    /// The answer matches this regular expression, from end to end.
+    pub regex: Option<String>,
+    /// The answer is one of these texts.
+    pub choice: Option<Vec<String>>,
+    /// The answer follows this grammar, in llguidance's variant of Lark.
+    pub grammar: Option<String>,
+    /// The same in vLLM's field.
+    pub structured_outputs: Option<StructuredOutputs>,
+    /// `structured_outputs.json` by its older name, as are the following.
+    #[schema(ignore)]
+    pub guided_json: Option<Json>,
+    /// A regular expression.
+    #[schema(ignore)]
+    pub guided_regex: Option<String>,
+    /// Texts.
+    #[schema(ignore)]
+    pub guided_choice: Option<Vec<String>>,
+    /// A grammar.
+    #[schema(ignore)]
+    pub guided_grammar: Option<String>,
     /// Further variables for the model's chat template, such as `enable_thinking`.
     #[schema(value_type = Option<Object>)]
     pub chat_template_kwargs: Option<serde_json::Map<String, Json>>,
@@ -279,16 +303,6 @@ pub enum ToolChoiceWord {
     /// At least one call.
     Required,
 }
-
-/// The shape of the answer.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(remote = "Self")]
-pub struct ResponseFormat {
-    /// `text`.
-    #[schema(example = "text")]
-    pub r#type: String,
-}
-object_only!(ResponseFormat);
 
 /// A whole answer.
 #[derive(Debug, Serialize, ToSchema)]

@@ -87,8 +87,28 @@ pub struct CompletionRequest {
     /// Refused: the loaded models are not asked to fill in the middle.
     #[schema(ignore)]
     pub suffix: Option<String>,
-    /// `{"type":"text"}`. (`json_object` and `json_schema` are refused for now.)
-    pub response_format: Option<super::chat::ResponseFormat>,
+    /// What the output must be: `{"type":"text"}`, any JSON object, or what a schema allows.
+    pub response_format: Option<super::format::ResponseFormat>,
+    /// The output matches this regular expression, from end to end.
+    pub regex: Option<String>,
+    /// The output is one of these texts.
+    pub choice: Option<Vec<String>>,
+    /// The output follows this grammar, in llguidance's variant of Lark.
+    pub grammar: Option<String>,
+    /// The same in vLLM's field.
+    pub structured_outputs: Option<super::format::StructuredOutputs>,
+    /// `structured_outputs.json` by its older name, as are the following.
+    #[schema(ignore)]
+    pub guided_json: Option<serde_json::Value>,
+    /// A regular expression.
+    #[schema(ignore)]
+    pub guided_regex: Option<String>,
+    /// Texts.
+    #[schema(ignore)]
+    pub guided_choice: Option<Vec<String>>,
+    /// A grammar.
+    #[schema(ignore)]
+    pub guided_grammar: Option<String>,
 }
 object_only!(CompletionRequest);
 

@@ -28,7 +28,7 @@ use crate::{
     },
     stream::{Frames, Framing, Sequences, Wire, respond},
     tools::{self, Piece, Said, Turn},
-    validate,
+    validate::{self, Formats},
 };
 
 /// Continue a conversation.
@@ -56,6 +56,8 @@ pub(super) async fn create(
     let model = state.admit(value.model.as_deref())?;
     let job = {
         let (model, state) = (model.clone(), state.clone());
+        let compiles = value.tools.is_some() || Formats::from(&value).any();
+        let bytes = if compiles { usize::MAX } else { bytes };
         beside(bytes, move || validate::chat(value, &model, state.config())).await?
     };
     let n = job.requests.len();

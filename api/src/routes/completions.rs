@@ -24,7 +24,7 @@ use crate::{
         completions::{Completion, CompletionChoice, CompletionLogprobs, CompletionRequest},
     },
     stream::{Frames, Framing, Outcome, Sequences, Wire, respond},
-    validate::{self, CompletionJob},
+    validate::{self, CompletionJob, Formats},
 };
 
 /// Continue text.
@@ -52,6 +52,7 @@ pub(super) async fn create(
     let model = state.admit(value.model.as_deref())?;
     let mut job = {
         let (model, most) = (model.clone(), state.config().max_queue);
+        let bytes = if Formats::from(&value).any() { usize::MAX } else { bytes };
         beside(bytes, move || validate::completions(value, &model, most)).await?
     };
     let requests = std::mem::take(&mut job.requests);

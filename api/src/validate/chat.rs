@@ -4,8 +4,8 @@ use m40llm_engine::GenerateRequest;
 use serde_json::Value as Json;
 
 use super::{
-    MAX_TOP_LOGPROBS, Sampling, choices, include_usage, integer, max_tokens, max_wait, output::Output,
-    render, response_format, seed_of, stop, tools::tools,
+    Formats, MAX_TOP_LOGPROBS, Sampling, choices, include_usage, integer, max_tokens, max_wait,
+    output::Output, render, seed_of, stop, tools::tools,
 };
 use crate::{
     app::{Model, ServerConfig},
@@ -43,6 +43,7 @@ pub(crate) fn chat(request: ChatRequest, model: &Model, config: &ServerConfig) -
         seed: request.seed,
     }
     .check(tokenizer.vocab_size())?;
+    let answer = Formats::from(&request).answer(&model.engine)?;
     let n = choices(request.n)?;
     if n > config.max_queue {
         return Err(ApiError::invalid(
@@ -56,7 +57,6 @@ pub(crate) fn chat(request: ChatRequest, model: &Model, config: &ServerConfig) -
     let max_wait = max_wait(request.max_wait_ms)?;
     let stop = stop(request.stop)?;
     let logprobs = logprobs(request.logprobs, request.top_logprobs)?;
-    response_format(request.response_format.as_ref())?;
     refuse_legacy_functions(request.functions.as_ref(), request.function_call.as_ref())?;
     let tools = tools(request.tools, request.tool_choice.as_ref(), request.parallel_tool_calls)?;
 
@@ -64,7 +64,7 @@ pub(crate) fn chat(request: ChatRequest, model: &Model, config: &ServerConfig) -
     let kwargs = request.chat_template_kwargs.as_ref();
     let text = render(request.messages, tools.told.as_deref(), kwargs, template)?;
     let prompt = tokenizer.encode(&text, true, true);
-    let output = Output::new(&model.engine, template, &text, &tools, None)?;
+    let output = Output::new(&model.engine, template, &text, &tools, answer.as_ref())?;
 
     let requests = (0..n)
         .map(|j| {

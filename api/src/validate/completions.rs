@@ -3,8 +3,8 @@
 use m40llm_engine::{GenerateRequest, text::Tokenizer};
 
 use super::{
-    MAX_CHOICES, MAX_TOP_LOGPROBS, Sampling, choices, include_usage, integer, max_tokens, max_wait,
-    response_format, seed_of, stop, token_ids,
+    Formats, MAX_CHOICES, MAX_TOP_LOGPROBS, Sampling, choices, include_usage, integer, max_tokens, max_wait,
+    seed_of, stop, token_ids,
 };
 use crate::{
     app::Model,
@@ -88,6 +88,7 @@ pub(crate) fn completions(
         seed: request.seed,
     }
     .check(tokenizer.vocab_size())?;
+    let constraint = Formats::from(&request).answer(&model.engine)?.map(|answer| answer.constraint);
     let stream = request.stream.unwrap_or(false);
     let include_usage = include_usage(stream, request.stream_options)?;
     let n = choices(request.n)?;
@@ -96,7 +97,6 @@ pub(crate) fn completions(
     let max_wait = max_wait(request.max_wait_ms)?;
     let stop = stop(request.stop)?;
     let logprobs = integer("logprobs", request.logprobs, 0..=MAX_TOP_LOGPROBS)?.map(|n| n as usize);
-    response_format(request.response_format.as_ref())?;
     if request.suffix.is_some_and(|suffix| !suffix.is_empty()) {
         return Err(ApiError::invalid("suffix", "filling in the middle is not supported; leave it out"));
     }
@@ -124,6 +124,7 @@ pub(crate) fn completions(
                 max_tokens: Some(limit),
                 sampling,
                 stop: stop.clone(),
+                constraint: constraint.clone(),
                 max_wait,
                 // Several candidates are ranked by them.
                 logprobs: logprobs.or((best_of > n).then_some(0)),

@@ -3,6 +3,7 @@
 mod anthropic;
 mod chat;
 mod completions;
+mod format;
 mod messages;
 mod names;
 mod output;
@@ -12,6 +13,7 @@ mod tools;
 pub(crate) use anthropic::anthropic;
 pub(crate) use chat::{ChatJob, chat};
 pub(crate) use completions::{CompletionJob, completions};
+pub(crate) use format::Formats;
 pub(crate) use messages::render;
 pub(crate) use names::Names;
 pub(crate) use responses::responses;
@@ -26,7 +28,7 @@ use m40llm_engine::{
 
 use crate::{
     error::{ApiError, shorten},
-    openai::{LogitBias, Stop, StreamOptions, chat::ResponseFormat},
+    openai::{LogitBias, Stop, StreamOptions},
 };
 
 /// OpenAI's bound on choices.
@@ -175,21 +177,6 @@ fn include_usage(stream: bool, options: Option<StreamOptions>) -> Result<bool, A
     }
 }
 
-/// Refuses what would have to constrain the output.
-fn response_format(format: Option<&ResponseFormat>) -> Result<(), ApiError> {
-    match format.map(|f| f.r#type.as_str()) {
-        None | Some("text") => Ok(()),
-        Some(kind @ ("json_object" | "json_schema")) => Err(ApiError::invalid(
-            "response_format",
-            format!("`{kind}` is not supported yet; leave response_format out or use {{\"type\":\"text\"}}"),
-        )),
-        Some(kind) => Err(ApiError::invalid(
-            "response_format.type",
-            format!("{:?} is unknown; `text` is allowed", shorten(kind)),
-        )),
-    }
-}
-
 /// How many choices; together with the prompts not more than the queue holds.
 fn choices(n: Option<i64>) -> Result<usize, ApiError> {
     Ok(integer("n", n, 1..=MAX_CHOICES)?.unwrap_or(1) as usize)
@@ -324,12 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn unsupported_formats_are_refused() {
-        let check = |kind: &str| response_format(Some(&ResponseFormat { r#type: kind.into() }));
-        assert!(check("text").is_ok());
-        assert_eq!(param(&check("json_schema").unwrap_err()), "response_format");
-        assert_eq!(param(&check("json_object").unwrap_err()), "response_format");
-        assert_eq!(param(&check("yaml").unwrap_err()), "response_format.type");
+    fn usage_is_for_streams() {
         let usage = StreamOptions { include_usage: Some(true) };
         assert_eq!(param(&include_usage(false, Some(usage)).unwrap_err()), "stream_options");
         assert!(include_usage(true, Some(usage)).unwrap());

@@ -141,7 +141,7 @@ async fn bad_fields_are_named() {
         (json!({"logprobs": true, "top_logprobs": 21}), "top_logprobs"),
         (json!({"stop": vec!["x"; 17]}), "stop"),
         (json!({"stream_options": {"include_usage": true}}), "stream_options"),
-        (json!({"response_format": {"type": "json_object"}}), "response_format"),
+        (json!({"response_format": {"type": "yaml"}}), "response_format.type"),
         (json!({"tool_choice": "required"}), "tool_choice"),
         (json!({"tools": [{"type": "web_search"}]}), "tools[0].type"),
         (json!({"functions": []}), "functions"),

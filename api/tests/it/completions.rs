@@ -134,7 +134,7 @@ async fn bad_fields_are_named() {
         (json!({"prompt": "x", "logprobs": true}), "logprobs"),
         (json!({"prompt": "x", "max_tokens": -1}), "max_tokens"),
         (json!({"prompt": vec!["x"; 65]}), "prompt"),
-        (json!({"prompt": "x", "response_format": {"type": "json_object"}}), "response_format"),
+        (json!({"prompt": "x", "response_format": {"type": "yaml"}}), "response_format.type"),
     ] {
         let answer = post(&served(), "/v1/completions", &body).await;
         assert_eq!((answer.status.as_u16(), &answer.error()["param"]), (400, &json!(param)), "{body}");

@@ -7,8 +7,12 @@ mod gguf_files;
 mod keys;
 mod malformed;
 #[cfg(feature = "server")]
+mod structured;
+#[cfg(feature = "server")]
 mod support;
 
+#[cfg(feature = "server")]
+mod abandoned;
 #[cfg(feature = "server")]
 mod auth;
 #[cfg(feature = "server")]
@@ -43,7 +47,10 @@ mod native;
 mod operations;
 #[cfg(feature = "server")]
 mod paced;
+#[cfg(feature = "server")]
 mod page;
+#[cfg(feature = "server")]
+mod pull;
 #[cfg(feature = "server")]
 mod responses;
 #[cfg(feature = "server")]

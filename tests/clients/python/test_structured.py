@@ -1,0 +1,128 @@
+"""Structured output: what comes is what the schema, the expression or the grammar allows."""
+
+import json
+import os
+import random
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Literal
+
+import jsonschema
+import openai
+import pytest
+from pydantic import BaseModel, Field
+from schemas import Schemas
+
+# Another seed is another run: TEST_SEED repeats one.
+SEED = int(os.environ.get("TEST_SEED") or random.randrange(1 << 30))
+MOST = 320
+
+
+def ask(schema: dict, seed: int) -> dict:
+    return {
+        "messages": [{"role": "user", "content": f"Make up a JSON value for this schema: {json.dumps(schema)}"}],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "value", "schema": schema, "strict": True}},
+        "temperature": 1.5,
+        "seed": seed,
+        "max_tokens": MOST,
+    }
+
+
+def test_random_schemas_hold_at_a_high_temperature(http, full):
+    count = 500 if full else 30
+
+    def run(number: int) -> str:
+        seed = SEED + number
+        schema = Schemas(seed).document()
+        answer = http.post("/v1/chat/completions", json=ask(schema, seed))
+        assert answer.status_code == 200, f"TEST_SEED={seed}: {schema}: {answer.text}"
+        choice = answer.json()["choices"][0]
+        text, reason = choice["message"]["content"], choice["finish_reason"]
+        if reason == "length":
+            assert answer.json()["usage"]["completion_tokens"] == MOST
+            return reason
+        assert reason == "stop"
+        try:
+            checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
+            jsonschema.Draft202012Validator(schema, format_checker=checker).validate(json.loads(text))
+        except (ValueError, jsonschema.ValidationError) as error:
+            raise AssertionError(f"TEST_SEED={seed}: {schema}: {text!r}: {error}") from error
+        assert text == text.strip(), f"TEST_SEED={seed}: {text!r}"
+        return reason
+
+    with ThreadPoolExecutor(8) as pool:
+        reasons = list(pool.map(run, range(count)))
+    assert reasons.count("stop") >= count * 0.6, f"seed {SEED}: {reasons.count('stop')} of {count} ended"
+    print(f"seed {SEED}: {reasons.count('stop')} of {count} ended by themselves")
+
+
+def test_any_object(http):
+    for seed in range(3):
+        body = {
+            "messages": [{"role": "user", "content": "Give me a short JSON object that describes a cat."}],
+            "response_format": {"type": "json_object"},
+            "temperature": 1.2,
+            "seed": seed,
+            "max_tokens": 100,
+        }
+        choice = http.post("/v1/chat/completions", json=body).json()["choices"][0]
+        if choice["finish_reason"] == "stop":
+            assert isinstance(json.loads(choice["message"]["content"]), dict)
+
+
+class Pet(BaseModel):
+    name: str = Field(max_length=20)
+    kind: Literal["cat", "dog", "fish"]
+    age: int = Field(ge=0, le=30)
+    friends: list[Annotated[str, Field(max_length=8)]] = Field(max_length=2)
+
+
+def test_the_sdk_parses_what_comes(client, server):
+    messages = [{"role": "user", "content": "Invent a pet."}]
+    answer = client.chat.completions.parse(
+        model=server.model_id, messages=messages, response_format=Pet, temperature=0.8, seed=3, max_tokens=300
+    )
+    choice = answer.choices[0]
+    assert choice.finish_reason == "stop" and choice.message.parsed.kind in ("cat", "dog", "fish")
+
+    with client.chat.completions.stream(
+        model=server.model_id, messages=messages, response_format=Pet, temperature=0.8, seed=3, max_tokens=300
+    ) as stream:
+        whole = stream.get_final_completion()
+    assert whole.choices[0].message.parsed == choice.message.parsed, "streamed equals whole"
+
+
+def test_expressions_choices_and_grammars(http):
+    date = r"\d{4}-(0[1-9]|1[0-2])-\d\d"
+    lark = 'start: "a" item+ ";"\nitem: "(" /[0-9]{1,3}/ ")"\n'
+    for fields, pattern in [
+        ({"regex": date}, date),
+        ({"guided_regex": date}, date),
+        ({"choice": ["yes", "no", "maybe so"]}, "yes|no|maybe so"),
+        ({"structured_outputs": {"choice": ["ja", "nein"]}}, "ja|nein"),
+        ({"grammar": lark}, r"a(\([0-9]{1,3}\))+;"),
+    ]:
+        for route, body in [
+            ("/v1/completions", {"prompt": ["Today is", "Well:"], "n": 2}),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Speak."}], "n": 3}),
+        ]:
+            body |= {**fields, "temperature": 1.5, "seed": 5, "max_tokens": 60}
+            for choice in http.post(route, json=body).json()["choices"]:
+                text = choice.get("text") if "text" in choice else choice["message"]["content"]
+                if choice["finish_reason"] == "stop":
+                    assert re.fullmatch(pattern, text), (fields, text)
+
+
+@pytest.mark.parametrize(
+    "keyword", [{"uniqueItems": True}, {"not": {}}, {"if": {}}, {"format": "postcode"}, {"dependentRequired": {}}]
+)
+def test_what_is_not_enforced_is_refused(client, server, keyword):
+    schema = {"type": "object", "properties": {"a": {"anyOf": [{"type": "array", **keyword}]}}}
+    with pytest.raises(openai.BadRequestError) as error:
+        client.chat.completions.create(
+            model=server.model_id,
+            messages=[{"role": "user", "content": "x"}],
+            response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
+        )
+    assert error.value.param == "response_format.json_schema.schema"
+    assert f"#/properties/a/anyOf/0/{next(iter(keyword))}" in error.value.message
