@@ -64,6 +64,7 @@ pub(super) async fn create(
     let model = state.admit(value.model.as_deref())?;
     let (job, asked) = {
         let (model, state) = (model.clone(), state.clone());
+        let bytes = if value.compiles() { usize::MAX } else { bytes };
         beside(bytes, move || validate::responses(value, &model, state.config())).await?
     };
     let sequences = Sequences::submit(&state, caller, &log, &model, job.requests, 1, "input")?;
