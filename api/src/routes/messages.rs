@@ -60,6 +60,7 @@ pub(super) async fn create(
     }
     let mut job = {
         let (model, state) = (model.clone(), state.clone());
+        let bytes = if value.compiles() { usize::MAX } else { bytes };
         beside(bytes, move || validate::anthropic(value, &model, state.config())).await?
     };
     let stops = job.requests.first_mut().map(|request| request.stop.clone()).unwrap_or_default();
@@ -111,9 +112,11 @@ pub(super) async fn count_tokens(
 ) -> Result<Json<InputTokens>, ApiError> {
     state.check_model(value.model.as_deref())?;
     let model = state.model()?;
+    let value = MessagesRequest::from(value);
     let job = {
         let state = state.clone();
-        beside(bytes, move || validate::anthropic(value.into(), &model, state.config())).await?
+        let bytes = if value.compiles() { usize::MAX } else { bytes };
+        beside(bytes, move || validate::anthropic(value, &model, state.config())).await?
     };
     Ok(Json(InputTokens { input_tokens: job.requests.first().map_or(0, |request| request.prompt.len()) }))
 }
@@ -159,7 +162,7 @@ impl Speech {
                     (FinishReason::Stop, None) => (StopReason::EndTurn, None),
                 };
             }
-            Event::Prompt(_) | Event::Failed(_) => {}
+            Event::Prompt(_) | Event::Embedding(_) | Event::Failed(_) => {}
         }
     }
 }

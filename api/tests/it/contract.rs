@@ -6,9 +6,10 @@ use serde_json::json;
 
 use crate::support::{MODEL, get, loading, post, post_text, request, send};
 
-const POSTS: [&str; 9] = [
+const POSTS: [&str; 10] = [
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/embeddings",
     "/v1/responses",
     "/v1/messages",
     "/v1/messages/count_tokens",
