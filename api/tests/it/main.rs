@@ -26,6 +26,8 @@ mod cors;
 #[cfg(feature = "server")]
 mod document;
 #[cfg(feature = "server")]
+mod embeddings;
+#[cfg(feature = "server")]
 mod failure;
 #[cfg(feature = "server")]
 mod faulty;
@@ -33,6 +35,8 @@ mod faulty;
 mod guard;
 #[cfg(feature = "server")]
 mod guarded;
+#[cfg(feature = "server")]
+mod infill;
 #[cfg(feature = "server")]
 mod limits;
 #[cfg(feature = "server")]

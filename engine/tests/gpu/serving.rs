@@ -55,7 +55,7 @@ fn ids(mut generation: Generation) -> Vec<u32> {
     loop {
         match generation.blocking_next().expect("a last event") {
             Event::Text { tokens, .. } => ids.extend(tokens.iter().map(|token| token.id)),
-            Event::Prompt(_) => {}
+            Event::Prompt(_) | Event::Embedding(_) => {}
             Event::Done { .. } => return ids,
             Event::Failed(error) => panic!("{error}"),
         }
@@ -67,7 +67,7 @@ fn text(mut generation: Generation) -> String {
     loop {
         match generation.blocking_next().expect("a last event") {
             Event::Text { text: piece, .. } => text += &piece,
-            Event::Prompt(_) => {}
+            Event::Prompt(_) | Event::Embedding(_) => {}
             Event::Done { .. } => return text,
             Event::Failed(error) => panic!("{error}"),
         }

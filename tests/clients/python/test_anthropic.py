@@ -1,11 +1,13 @@
 """POST /v1/messages through Anthropic's Python SDK."""
 
 import asyncio
+from typing import Literal
 
 import anthropic
 import pytest
+from pydantic import BaseModel
 
-from sdk import HELLO, STORY, TOO_LONG, WEATHER, WEATHER_SCHEMA, Review, check_weather
+from sdk import HELLO, STORY, TOO_LONG, WEATHER, WEATHER_SCHEMA, check_weather
 
 TOOL = {"name": "get_weather", "description": "The weather of the next days.", "input_schema": WEATHER_SCHEMA}
 
@@ -137,11 +139,18 @@ def test_a_call_and_its_result_go_back(claude):
     assert again.usage.input_tokens + (again.usage.cache_read_input_tokens or 0) > 40
 
 
+class Verdict(BaseModel):
+    """A review without bounds, which this SDK turns into words before it sends a schema."""
+
+    verdict: Literal["good", "bad"]
+    seen: bool
+
+
 def test_an_answer_of_a_shape(claude):
     answer = claude.messages.parse(
-        model="", max_tokens=64, messages=[{"role": "user", "content": "Review the film."}], output_format=Review
+        model="", max_tokens=64, messages=[{"role": "user", "content": "Review the film."}], output_format=Verdict
     )
-    assert isinstance(answer.parsed_output, Review)
+    assert isinstance(answer.parsed_output, Verdict)
 
 
 def test_models(claude, server):
