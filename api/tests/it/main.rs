@@ -50,6 +50,8 @@ mod paced;
 #[cfg(feature = "server")]
 mod page;
 #[cfg(feature = "server")]
+mod pull;
+#[cfg(feature = "server")]
 mod responses;
 #[cfg(feature = "server")]
 mod scripted;
