@@ -335,8 +335,9 @@ impl<B: Backend> Worker<'_, B> {
         self.stats.preemptions = self.scheduler.counts().preemptions;
         let Counters { launches, syncs } = self.decoder.counters();
         (self.stats.kernel_launches, self.stats.device_syncs) = (launches, syncs);
-        *lock(&self.shared.stats) = self.stats;
+        // In this order: who has seen the gauges is told what follows from them.
         self.scheduler.forecast(&mut lock(&self.shared.forecast));
+        *lock(&self.shared.stats) = self.stats;
     }
 }
 
