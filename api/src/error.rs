@@ -49,9 +49,9 @@ pub struct ApiError {
     retry_after: Option<Duration>,
 }
 
-/// Marks responses whose body is settled, for [`shape_rejections`], and keeps what it says.
-#[derive(Clone)]
-pub(crate) struct Shaped(pub(crate) ErrorDetail);
+/// Marks responses whose body is settled, for [`shape_rejections`].
+#[derive(Clone, Copy)]
+pub(crate) struct Shaped;
 
 /// Beside `Retry-After`, and finer; the SDKs prefer it.
 pub(crate) const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
@@ -216,18 +216,16 @@ impl ApiError {
                 Self::overloaded(format!("{error}; try again later"))
             }
             SubmitError::ContextLength { prompt, requested, limit } => {
-                // Clients tell by these words: LiteLLM by the first, LangChain and Anthropic's by the last.
-                let remedy = if prompt >= limit {
-                    format!("The prompt is too long: shorten the {param}.")
-                } else {
-                    format!("Shorten the {param} or ask for fewer.")
-                };
                 let message = format!(
                     "This model's maximum context length is {limit} tokens. However, you requested {requested} tokens \
-                     ({prompt} in the {param}, {} in the completion). {remedy}",
+                     ({prompt} in the {param}, {} in the completion). Shorten the {param} or ask for fewer.",
                     requested.saturating_sub(prompt)
                 );
                 let mut error = Self::new(StatusCode::BAD_REQUEST, INVALID, message);
+                if prompt >= limit {
+                    // LangChain and Anthropic's clients look for these words, LiteLLM for those above.
+                    error.detail.message.push_str(" The prompt is too long.");
+                }
                 error.detail.param = Some(param.to_owned());
                 error.detail.code = Some("context_length_exceeded");
                 error
@@ -299,7 +297,9 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response.extensions_mut().insert(ErrorName(self.detail.code.unwrap_or(self.detail.r#type)));
-        response.extensions_mut().insert(Shaped(self.detail));
+        response.extensions_mut().insert(Shaped);
+        // For whoever puts it into a frame.
+        response.extensions_mut().insert(self.detail);
         response
     }
 }
@@ -357,7 +357,7 @@ mod tests {
         );
         assert_eq!(error.status(), StatusCode::BAD_REQUEST);
         assert!(error.detail.message.contains("This model's maximum context length is 100 tokens"));
-        assert!(error.detail.message.ends_with("Shorten the messages or lower max_tokens."));
+        assert!(!error.detail.message.contains("prompt is too long"));
         assert_eq!(error.detail.code, Some("context_length_exceeded"));
         assert_eq!(error.detail.param.as_deref(), Some("messages"));
 
@@ -365,7 +365,7 @@ mod tests {
             SubmitError::ContextLength { prompt: 101, requested: 102, limit: 100 },
             "prompt",
         );
-        assert!(error.detail.message.ends_with("The prompt is too long: shorten the prompt."));
+        assert!(error.detail.message.contains("prompt is too long"));
 
         for error in [SubmitError::QueueFull(3), SubmitError::Draining] {
             let response = ApiError::submit(error, "prompt").into_response();

@@ -36,7 +36,7 @@ async function say(text) {
 async function answered() {
   await page.locator('#send').waitFor();
   return {
-    text: await answers().last().locator('.text').innerText(),
+    text: await answers().last().locator('> .text').innerText(),
     meta: await answers().last().locator('.meta').innerText(),
     error: await answers().last().locator('.error').innerText(),
   };
@@ -166,12 +166,29 @@ test('what a model says is text, whatever it says', async () => {
   await stream([piece(''), piece(nasty), piece('', 'stop'), '[DONE]']);
   await say(nasty);
   assert.equal((await answered()).text.includes('<img src=x onerror='), true);
-  assert.equal(await answers().last().locator('.text').evaluate((node) => node.textContent), nasty);
+  assert.equal(await answers().last().locator('> .text').evaluate((node) => node.textContent), nasty);
   assert.equal(await page.locator('.turn img, .turn script').count(), 0);
   assert.notEqual(await page.title(), 'owned');
   // Markup made of text is refused by the policy itself.
   await assert.rejects(page.evaluate(() => { document.body.innerHTML = '<p>no</p>'; }), /TrustedHTML/);
   browser.problems.length = 0;
+});
+
+test('what a model thinks is told apart from what it says', async () => {
+  const thought = { choices: [{ index: 0, delta: { reasoning_content: 'The user says <b>hello</b>.' }, finish_reason: null }] };
+  await stream([piece(''), thought, piece('Hello!'), piece('', 'stop'), '[DONE]']);
+  await say('Hello.');
+  assert.equal((await answered()).text, 'Hello!');
+  const thoughts = answers().last().getByRole('group');
+  assert.equal(await thoughts.locator('.text').isVisible(), false);
+  await thoughts.getByText('Thoughts').click();
+  assert.equal(await thoughts.locator('.text').innerText(), 'The user says <b>hello</b>.');
+  await page.unrouteAll();
+  await page.getByLabel('Max tokens').fill('4');
+  const asked = nextRequest();
+  await say('Again.');
+  assert.equal((await asked).messages[1].content, 'Hello!');
+  await answered();
 });
 
 test('what goes wrong is said in the conversation, and the question kept', async () => {

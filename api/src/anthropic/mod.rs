@@ -11,6 +11,7 @@ pub use self::{
         StopReason,
     },
     request::{
-        Block, CountTokensRequest, InputMessage, MessagesRequest, OutputConfig, Thinking, Tool, ToolChoice,
+        Block, BlocksSchema, CountTokensRequest, InputMessage, MessagesRequest, OutputConfig, Thinking, Tool,
+        ToolChoice,
     },
 };

@@ -116,7 +116,6 @@ pub enum BlocksSchema {
     /// The text.
     Text(String),
     /// The blocks.
-    #[schema(no_recursion)]
     Blocks(Vec<Block>),
 }
 

@@ -23,17 +23,22 @@ function openPanel(open) {
 function turn(who, kind, text) {
   const item = document.createElement('li');
   item.className = `turn ${kind}`;
-  const [heading, body, meta, error] = ['h3', 'div', 'p', 'p'].map((name) => document.createElement(name));
+  const [heading, body, meta, error, thoughts, summary, thought] =
+    ['h3', 'div', 'p', 'p', 'details', 'summary', 'div'].map((name) => document.createElement(name));
   heading.textContent = who;
   body.className = 'text';
   body.textContent = text;
   meta.className = 'meta';
   error.className = 'error';
-  item.append(heading, body, meta, error);
+  thoughts.hidden = true;
+  summary.textContent = 'Thoughts';
+  thought.className = 'text';
+  thoughts.append(summary, thought);
+  item.append(heading, thoughts, body, meta, error);
   turns.append(item);
   byId('welcome').hidden = true;
   transcript.scrollTop = transcript.scrollHeight;
-  return { item, body, meta, error };
+  return { item, body, meta, error, thoughts, thought };
 }
 
 /** The request for what was said so far. Settings that are left empty are the server's. */
@@ -73,15 +78,17 @@ async function write(view, answer, signal) {
     usage = event.usage ?? usage;
     const choice = event.choices[0];
     answer.reason = choice?.finish_reason ?? answer.reason;
-    const piece = choice?.delta.content;
-    if (piece) {
+    const { content: piece, reasoning_content: thought } = choice?.delta ?? {};
+    if (piece || thought) {
       last = performance.now();
       first ??= last;
       pieces += 1;
-      answer.text += piece;
+      answer.text += piece ?? '';
       // Whoever has scrolled up reads on undisturbed.
       const atEnd = transcript.scrollHeight - transcript.scrollTop - transcript.clientHeight < 48;
-      view.body.append(piece);
+      if (thought) view.thoughts.hidden = false;
+      view.thought.append(thought ?? '');
+      view.body.append(piece ?? '');
       tell();
       if (atEnd) transcript.scrollTop = transcript.scrollHeight;
     }

@@ -25,7 +25,7 @@ use crate::{
         OutputTokensDetails, Problem, StopReason,
     },
     app::AppState,
-    error::{ApiError, Shaped},
+    error::{ApiError, ErrorDetail},
     observe::{REQUEST_ID, RequestLog},
     openai::Usage,
     stream::{Frames, Framing, Sequences, Wire, respond},
@@ -92,7 +92,7 @@ pub(super) async fn create(
         content: speech.blocks.take(),
         stop_reason: Some(stop_reason),
         stop_sequence,
-        usage: usage(counts, speech.turn.reasoning_tokens().unwrap_or(0)),
+        usage: usage(counts, speech.turn.reasoning_tokens().unwrap_or_default()),
         ..message
     };
     Ok((predicted, Json(message)).into_response())
@@ -193,7 +193,7 @@ impl Wire for Events {
     fn close(&mut self, counts: Usage, out: &mut Frames) {
         let (stop_reason, stop_sequence) = &self.speech.ended;
         let delta = Delta::End { stop_reason: *stop_reason, stop_sequence: stop_sequence.as_deref() };
-        let usage = Some(usage(counts, self.speech.turn.reasoning_tokens().unwrap_or(0)));
+        let usage = Some(usage(counts, self.speech.turn.reasoning_tokens().unwrap_or_default()));
         let delta = Some(delta);
         send(&MessageEvent { r#type: "message_delta", delta, usage, ..MessageEvent::default() }, out);
         send(&MessageEvent { r#type: "message_stop", ..MessageEvent::default() }, out);
@@ -220,7 +220,7 @@ pub(crate) async fn frame(request: Request, next: Next) -> Response {
     }
     let id = request.headers().get(REQUEST_ID).cloned();
     let mut response = next.run(request).await;
-    if let Some(Shaped(detail)) = response.extensions().get() {
+    if let Some(detail) = response.extensions().get::<ErrorDetail>() {
         let framed = Json(Problem::new(detail)).into_response().into_body();
         *response.body_mut() = framed;
         response.headers_mut().remove(header::CONTENT_LENGTH);

@@ -139,7 +139,7 @@ impl Speech {
                 },
                 output_tokens: usage.completion_tokens,
                 output_tokens_details: OutputTokensDetails {
-                    reasoning_tokens: self.turn.reasoning_tokens().unwrap_or(0),
+                    reasoning_tokens: self.turn.reasoning_tokens().unwrap_or_default(),
                 },
                 total_tokens: usage.total_tokens,
             }),

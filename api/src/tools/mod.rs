@@ -12,7 +12,6 @@ mod llama;
 mod reader;
 #[cfg(test)]
 mod reader_tests;
-mod thoughts;
 mod turn;
 
 pub(crate) use family::{Family, Format};

@@ -70,7 +70,7 @@ fn convert(request: MessagesRequest) -> Result<(ChatRequest, Names), ApiError> {
         request.tool_choice.as_ref().and_then(|choice| choice.disable_parallel_tool_use).map(|no| !no);
     let chat = ChatRequest {
         messages,
-        max_completion_tokens: request.max_tokens,
+        max_tokens: request.max_tokens,
         max_wait_ms: request.max_wait_ms,
         temperature: request.temperature,
         top_p: request.top_p,

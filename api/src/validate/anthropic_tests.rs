@@ -132,7 +132,7 @@ fn other_fields_go_along() {
         "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": {"type": "object"}}},
     });
     let (chat, _) = converted(&body).unwrap();
-    assert_eq!((chat.max_completion_tokens, chat.top_k), (Some(5), Some(3)));
+    assert_eq!((chat.max_tokens, chat.top_k), (Some(5), Some(3)));
     assert_eq!(chat.stop.unwrap().0, ["a", "b"]);
     assert_eq!(chat.chat_template_kwargs.unwrap()["enable_thinking"], false);
     assert_eq!(chat.response_format.unwrap().r#type, "json_schema");

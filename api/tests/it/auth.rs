@@ -110,7 +110,7 @@ async fn every_route_asks_for_a_key_once_there_is_one() {
         let answer = send(&server.app, request(method.clone(), path, &[], Body::empty())).await;
         match path.as_str() {
             "/health" | "/" | "/docs" | "/openapi.json" => {
-                assert_eq!(answer.status, StatusCode::OK, "{path}")
+                assert_eq!(answer.status, StatusCode::OK, "{path}");
             }
             _ => refused(&answer, &format!("{method} {path}")),
         }
