@@ -44,11 +44,12 @@ test-clients: debug-binary
 	tests/clients/run.sh $(DEBUG_BINARY) "$(call fetched,smollm2)"
 
 test-full: export TEST_KILLS = 100
+test-full: export TEST_ABANDONED = 1000
 test-full: test-rust debug-binary ## As test, with larger counts and both models
 	tests/clients/run.sh $(DEBUG_BINARY) "$(call fetched,smollm2)" --full
 	tests/clients/run.sh $(DEBUG_BINARY) "$(call fetched,qwen2.5-coder-0.5b)" --full
 
-test-ui: debug-binary ## Swagger UI at /docs in headless Chromium, which this installs; pictures in target/ui
+test-ui: debug-binary ## The page at / and Swagger UI at /docs in headless Chromium, which this installs; pictures in target/ui
 	tests/ui/run.sh $(DEBUG_BINARY) "$(call fetched,smollm2)" $(CARGO_TARGET_DIR)/ui
 
 test-container: cuda-toolchain ## The image, built without a daemon and run: openai-python chats with it (root; installs buildah, debootstrap)
@@ -60,10 +61,12 @@ test-gpu: cuda-toolchain ## Kernels, models and serving on a CUDA device; fails 
 	cargo test -p m40llm-engine --features gpu-tests --test gpu -- --test-threads=1 $(ARGS)
 	cargo test -p m40llm --features gpu-tests --test gpu -- --test-threads=1 $(ARGS)
 
-sanitize-gpu: cuda-toolchain ## compute-sanitizer's memcheck and racecheck over small models on a CUDA device
-	for tool in memcheck racecheck; do \
-		cargo test --config "target.'cfg(all())'.runner = 'compute-sanitizer --error-exitcode 1 --tool $$tool'" \
-			-p m40llm-engine --features gpu-tests --test gpu -- --test-threads=1 small_models; \
+sanitize-gpu: cuda-toolchain ## compute-sanitizer's memcheck and racecheck over tiny products and models on a CUDA device
+	set -e; for tool in memcheck racecheck; do \
+		under="target.'cfg(all())'.runner = 'compute-sanitizer --error-exitcode 1 --tool $$tool'"; \
+		for tests in --lib "--test gpu"; do \
+			cargo test --config "$$under" -p m40llm-engine --features gpu-tests $$tests -- --test-threads=1 tiny_; \
+		done; \
 	done
 
 debug-binary: cuda-toolchain

@@ -6,7 +6,7 @@ usage: scripts/bench-peer.py [MODEL.gguf ...]   (no model: the two demo models, 
 Both programs measure in turns (A B A B ...), each in an own process with a warm-up, and the table shows
 medians. llama.cpp is the PyPI package llama-cpp-python, built for this machine into .venv-peer/ on the first
 run, which takes some minutes. Then single streams through the server, each beside bench just before and just
-after it, and the server's peak memory.
+after it, the server's peak memory, and eight streams at once beside llama.cpp's decode of one.
 Run it on an idle machine: the two programs, and bench and server, do not lose alike on a busy core.
 """
 
@@ -21,12 +21,14 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts" / "peer"))
+sys.path[:0] = [str(ROOT / "scripts" / "peer"), str(ROOT / "scripts" / "serving")]
 import server_speed  # noqa: E402
+from load import Ask, LoadedServer  # noqa: E402
 
 PACKAGES = ["llama-cpp-python==0.3.36", "gguf==0.19.0", "numpy"]
 # What the project promises, as shares of llama.cpp's and of bench's own speed.
-PROMPT_SHARE, DECODE_SHARE, SERVER_SHARE = 0.5, 0.7, 0.85
+PROMPT_SHARE, DECODE_SHARE, SERVER_SHARE, STREAMS_SHARE = 0.5, 0.7, 0.85, 1.6
+STREAMS = 8
 MEMORY_SLACK = 200_000_000
 
 
@@ -109,7 +111,7 @@ def through_the_server(args, model: Path) -> dict:
     mean of bench just before and just after it. The median of the pairs counts; all of them are reported.
     """
     pairs = []
-    with server_speed.Server(args.binary, model, args.threads, clean_environment()) as server:
+    with server_speed.StreamServer(args.binary, model, args.threads, clean_environment()) as server:
         before = decode_alone(args, model)
         for _ in range(args.pairs):
             served = server.stream(args.decode)
@@ -129,6 +131,22 @@ def through_the_server(args, model: Path) -> dict:
         "kv_bytes": kv,
         "allowed_bytes": model.stat().st_size + kv + MEMORY_SLACK,
     }
+
+
+def streams_at_once(args, model: Path, python: Path) -> dict:
+    """Tokens a second of several streams through one server, prompts included, and of one in llama.cpp, in turns."""
+    rounds = []
+    with LoadedServer(args.binary, model, args.threads, clean_environment(), "--prefix-cache", "off") as server:
+        asks = [Ask(server.prompt(24, number), args.decode) for number in range(STREAMS)]
+        for _ in range(args.rounds):
+            answers = server.run(asks)
+            if not all(answer.finished for answer in answers):
+                sys.exit(f"bench-peer: a stream did not end: {answers[0].complaint}")
+            written = sum(answer.usage["completion_tokens"] for answer in answers)
+            served = written / max(answer.times[-1] for answer in answers)
+            rounds.append((served, theirs(args, model, python)["decode"]))
+    ours, peer = (statistics.median(one[side] for one in rounds) for side in range(2))
+    return {"ours": ours, "peer": peer, "ratio": ours / peer, "rounds": rounds}
 
 
 def machine(args, rows: list[dict]) -> dict:
@@ -169,6 +187,17 @@ def markdown(facts: dict, args, rows: list[dict]) -> str:
     if any("server" in row for row in rows):
         lines += [
             "",
+            f"{STREAMS} streams at once through the server, prompts included, beside one in llama.cpp; medians of {args.rounds} rounds.",
+            "",
+            "| model | through the server, t/s | llama.cpp's decode, t/s | ratio |",
+            "| --- | ---: | ---: | ---: |",
+        ]
+        for row in rows:
+            one = row["streams"]
+            ratio = f"{one['ratio']:.2f}{mark(one['ratio'] >= STREAMS_SHARE)}"
+            lines.append(f"| {row['model']} | {one['ours']:.0f} | {one['peer']:.0f} | {ratio} |")
+        lines += [
+            "",
             f"Bench beside one stream through the server: medians of {args.pairs} pairs.",
             "",
             "| model | bench decode, t/s | through the server, t/s | ratio | of the pairs | peak memory, MB | file + KV + 200 MB |",
@@ -193,6 +222,9 @@ def failures(rows: list[dict]) -> list[str]:
         for test, share in (("prompt", PROMPT_SHARE), ("decode", DECODE_SHARE)):
             if row[test]["ratio"] < share:
                 missed.append(f"{row['model']}: {test} {row[test]['ratio']:.2f} of llama.cpp's, wanted {share}")
+        if one := row.get("streams"):
+            if one["ratio"] < STREAMS_SHARE:
+                missed.append(f"{row['model']}: {STREAMS} streams reach {one['ratio']:.2f} of llama.cpp's one, wanted {STREAMS_SHARE}")
         if one := row.get("server"):
             if one["ratio"] < SERVER_SHARE:
                 missed.append(f"{row['model']}: the server keeps {one['ratio']:.2f} of bench's decode, wanted {SERVER_SHARE}")
@@ -212,7 +244,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=7, help="bench and a stream through the server, in turns")
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--decode", type=int, default=128)
-    parser.add_argument("--no-server", action="store_true", help="leave the stream through the server out")
+    parser.add_argument("--no-server", action="store_true", help="leave the streams through the server out")
     parser.add_argument("--check", action="store_true", help="exit 1 when a promised figure is missed")
     parser.add_argument("--out", type=Path, help="also write the table (.md) or the figures (.json) here")
     return parser.parse_args()
@@ -229,6 +261,7 @@ def main() -> None:
         row = compare(args, model, python)
         if not args.no_server:
             row["server"] = through_the_server(args, model)
+            row["streams"] = streams_at_once(args, model, python)
         rows.append(row)
     facts = machine(args, rows)
     table = markdown(facts, args, rows)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """What callers who share one server notice of each other, in one run on one machine, repeatable by anybody.
 
-usage: scripts/bench-serving.py [--check] [--quick] [--json FILE] [--chart FILE.svg] [MODEL.gguf]
+usage: scripts/bench-serving.py [--check] [--quick] [--only PART,...] [--json FILE] [--chart FILE.svg] [MODEL.gguf]
 
 Real servers (`m40llm run`, no model: the demo model SmolLM2) on free loopback ports, a client on the same machine
-that streams and stamps every read. Each of:
+that streams and stamps every read. The parts, of which --only picks some:
 
   throughput  16 prompts one after the other, in eights and all at once: tokens a second from the first request to
               the last token; every text equal to the sequential one
@@ -12,9 +12,11 @@ that streams and stamps every read. Each of:
               arrival to its first token, beside their median in the two seconds before; its time to first token (TTFT)
               beside that alone
   prefix      two prompts with 1,000 tokens in common, one after the other: cached tokens, and the second's TTFT
-  memory      the 16 streams with a quarter of the KV blocks that they want: how they end, preemptions, texts
+  memory      the 16 streams with a quarter of the KV blocks that they want: how they end, preemptions, texts beside
+              those of the same streams one after the other
   fairness    one key's request beside 50 of another key's: its TTFT beside that alone
-  open loop   Poisson arrivals at several rates, prompts and outputs of many lengths, whether or not earlier ones are
+  soak        5,000 short requests of ever other prompts: resident memory after them, beside that after 500
+  open_loop   Poisson arrivals at several rates, prompts and outputs of many lengths, whether or not earlier ones are
               done: percentiles of TTFT and gaps, and goodput, the requests a second that met both limits below
 
 Where something is measured several times the median is judged, but of gaps the longest of all. TTFT counts from when a
@@ -35,7 +37,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts" / "serving"))
 import chart  # noqa: E402
-from load import Answer, Ask, Server  # noqa: E402
+from load import Answer, Ask, LoadedServer  # noqa: E402
 
 BLOCK = 32
 # Goodput: a request counts when its first token came within the one, and its longest gap within the other.
@@ -51,6 +53,7 @@ class Sizes:
         self.beside, self.lead, self.long = (2, 0.5, 200) if quick else (6, 3.0, 3000)
         self.common = 96 if quick else 1000
         self.crowd, self.crowd_prompt, self.crowd_written = (4, 20, 40) if quick else (50, 200, 200)
+        self.few, self.many = (20, 40) if quick else (500, 5000)
         self.rates, self.seconds = ((2.0,), 1.5) if quick else ((1.0, 2.0, 3.0, 4.0, 6.0, 8.0), 12.0)
         self.lengths, self.outputs = ((8, 40), (4, 8)) if quick else ((16, 512), (16, 128))
 
@@ -68,8 +71,8 @@ def whole(answers: list[Answer]) -> list[Answer]:
     return answers
 
 
-def throughput(sizes: Sizes, start) -> tuple[dict, list[str]]:
-    """Tokens a second by streams at once, and the sequential texts."""
+def throughput(sizes: Sizes, start) -> dict:
+    """Tokens a second by streams at once, and how many texts differ from the sequential ones."""
     groups = (1, max(2, sizes.streams // 2), sizes.streams)
     speeds = {group: [] for group in groups}
     texts, different = [], 0
@@ -88,19 +91,20 @@ def throughput(sizes: Sizes, start) -> tuple[dict, list[str]]:
                 different += sum(answer.text != text for answer, text in zip(answers, texts))
     middle = {group: statistics.median(found) for group, found in speeds.items()}
     ratios = {group: speed / middle[1] for group, speed in middle.items()}
-    return {"tokens_per_s": middle, "ratios": ratios, "rounds": speeds, "different_texts": different}, texts
+    return {"tokens_per_s": middle, "ratios": ratios, "rounds": speeds, "different_texts": different}
 
 
-def stream_asks(server: Server, sizes: Sizes) -> list[Ask]:
+def stream_asks(server: LoadedServer, sizes: Sizes) -> list[Ask]:
     return [Ask(server.prompt(24, f"stream {number}"), sizes.written) for number in range(sizes.streams)]
 
 
-def memory(sizes: Sizes, start, model_plan: dict, texts: list[str]) -> dict:
+def memory(sizes: Sizes, start, bytes_per_token: int) -> dict:
     """The streams of `throughput` in a quarter of their blocks."""
     each = -(-(24 + sizes.written) // BLOCK)
     blocks = max(each, sizes.streams * each // 4)
-    size = blocks * BLOCK * model_plan["kv_bytes_per_token"]["f16"]
+    size = blocks * BLOCK * bytes_per_token
     with start("--kv-memory", str(size), "--ctx-size", str(each * BLOCK)) as server:
+        texts = [whole(server.run([ask]))[0].text for ask in stream_asks(server, sizes)]
         pool, before = server.metric("m40llm_kv_blocks"), server.metric("m40llm_preemptions_total")
         answers = server.run(stream_asks(server, sizes))
         preemptions = server.metric("m40llm_preemptions_total") - before
@@ -113,7 +117,7 @@ def memory(sizes: Sizes, start, model_plan: dict, texts: list[str]) -> dict:
     }
 
 
-def long_prompt(sizes: Sizes, server: Server) -> dict:
+def long_prompt(sizes: Sizes, server: LoadedServer) -> dict:
     rounds = []
     for number in range(sizes.rounds):
         alone = whole(server.run([Ask(server.prompt(sizes.long, f"alone {number}"), 2)]))[0]
@@ -132,7 +136,7 @@ def long_prompt(sizes: Sizes, server: Server) -> dict:
     return {**medians(rounds), "max_s": max(one["max_s"] for one in rounds), "rounds": rounds}
 
 
-def prefix(sizes: Sizes, server: Server) -> dict:
+def prefix(sizes: Sizes, server: LoadedServer) -> dict:
     rounds = []
     for number in range(sizes.rounds):
         common = server.prompt(sizes.common, f"common {number}")
@@ -143,7 +147,7 @@ def prefix(sizes: Sizes, server: Server) -> dict:
     return {**medians(rounds), "cached": min(one["cached"] for one in rounds), "rounds": rounds}
 
 
-def fairness(sizes: Sizes, server: Server) -> dict:
+def fairness(sizes: Sizes, server: LoadedServer) -> dict:
     """Singles one after another beside one crowd that never gets smaller than the batch."""
     single = lambda number, due=0.0: Ask(  # noqa: E731
         server.prompt(sizes.crowd_prompt, f"single {number} {due}"), 8, due, "second"
@@ -162,7 +166,21 @@ def fairness(sizes: Sizes, server: Server) -> dict:
     return {**medians(rounds), "solo_s": base, "solos_s": solo, "rounds": rounds}
 
 
-def open_loop(sizes: Sizes, server: Server) -> list[dict]:
+def soak(sizes: Sizes, server: LoadedServer) -> dict:
+    """In waves that the queue can hold."""
+    sizes_after, done = {}, 0
+    for count in (sizes.few, sizes.many):
+        while done < count:
+            dice = random.Random(f"soak {done}")
+            wave = range(done, min(done + 50, count))
+            whole(server.run([Ask(server.prompt(dice.randint(8, 64), f"soak {one}"), 4) for one in wave]))
+            done = wave.stop
+        sizes_after[count] = server.bytes("VmRSS")
+    few, many = sizes_after.values()
+    return {"bytes": sizes_after, "ratio": many / few}
+
+
+def open_loop(sizes: Sizes, server: LoadedServer) -> list[dict]:
     found = []
     for rate in sizes.rates:
         dice, asks, due = random.Random(f"open loop {rate}"), [], 0.0
@@ -186,50 +204,78 @@ def open_loop(sizes: Sizes, server: Server) -> list[dict]:
     return found
 
 
+# Those that share a server.
+SHARING = {"long": long_prompt, "prefix": prefix, "fairness": fairness, "soak": soak, "open_loop": open_loop}
+PARTS = ["throughput", "memory", *SHARING]
+
+
 def medians(rounds: list[dict]) -> dict:
     return {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
 
 
 def judged(results: dict) -> list[tuple[str, str, str, bool]]:
-    """What was promised: name, figure, bound, whether it is kept."""
-    speed, late, shared, tight, fair = (results[name] for name in ("throughput", "long", "prefix", "memory", "fairness"))
-    single, half, full = speed["ratios"]
-    rows = [(f"{group} streams, tokens/s over those of one", speed["ratios"][group], ">=", bound, "{:.2f}")
-            for group, bound in ((half, 2.2), (full, 2.5))]  # fmt: skip
-    rows += [
-        ("texts unlike the sequential ones", speed["different_texts"], "<=", 0, "{:.0f}"),
-        ("long prompt: streams' p99 gap over their median before", late["p99_ratio"], "<=", 4, "{:.2f}"),
-        ("long prompt: streams' longest gap, ms", late["max_s"] * 1e3, "<=", 400, "{:.0f}"),
-        ("long prompt: TTFT over that alone", late["ttft_ratio"], "<=", 1.8, "{:.2f}"),
-        ("common prefix: cached tokens", shared["cached"], ">=", 960, "{:.0f}"),
-        ("common prefix: second TTFT over the first", shared["ttft_ratio"], "<=", 0.25, "{:.2f}"),
-        ("quarter of the memory: failed requests", tight["failed"], "<=", 0, "{:.0f}"),
-        ("quarter of the memory: texts unlike", tight["different_texts"], "<=", 0, "{:.0f}"),
-        ("quarter of the memory: preemptions", tight["preemptions"], ">=", 1, "{:.0f}"),
-        ("one beside 50: TTFT less a step, over that alone", fair["ttft_less_step_ratio"], "<=", 2, "{:.2f}"),
-    ]  # fmt: skip
+    """What was promised of the parts that were measured: name, figure, bound, whether it is kept."""
+    rows = []
+    if speed := results.get("throughput"):
+        single, half, full = speed["ratios"]
+        rows += [(f"{group} streams, tokens/s over those of one", speed["ratios"][group], ">=", bound, "{:.2f}")
+                 for group, bound in ((half, 2.2), (full, 2.5))]  # fmt: skip
+        rows.append(("texts unlike the sequential ones", speed["different_texts"], "<=", 0, "{:.0f}"))
+    if late := results.get("long"):
+        rows += [
+            ("long prompt: streams' p99 gap over their median before", late["p99_ratio"], "<=", 4, "{:.2f}"),
+            ("long prompt: streams' longest gap, ms", late["max_s"] * 1e3, "<=", 400, "{:.0f}"),
+            ("long prompt: TTFT over that alone", late["ttft_ratio"], "<=", 1.8, "{:.2f}"),
+        ]
+    if shared := results.get("prefix"):
+        rows += [
+            ("common prefix: cached tokens", shared["cached"], ">=", 960, "{:.0f}"),
+            ("common prefix: second TTFT over the first", shared["ttft_ratio"], "<=", 0.25, "{:.2f}"),
+        ]
+    if tight := results.get("memory"):
+        rows += [
+            ("quarter of the memory: failed requests", tight["failed"], "<=", 0, "{:.0f}"),
+            ("quarter of the memory: texts unlike", tight["different_texts"], "<=", 0, "{:.0f}"),
+            ("quarter of the memory: preemptions", tight["preemptions"], ">=", 1, "{:.0f}"),
+        ]
+    if fair := results.get("fairness"):
+        rows.append(("one beside 50: TTFT less a step, over that alone", fair["ttft_less_step_ratio"], "<=", 2, "{:.2f}"))
+    if after := results.get("soak"):
+        few, many = after["bytes"]
+        rows.append((f"memory after {many} requests over that after {few}", after["ratio"], "<=", 1.05, "{:.3f}"))
     return [(name, form.format(value), f"{sign} {bound}", value >= bound if sign == ">=" else value <= bound)
             for name, value, sign, bound, form in rows]  # fmt: skip
 
 
 def markdown(results: dict) -> str:
-    facts, speed, late, fair = (results[name] for name in ("machine", "throughput", "long", "fairness"))
+    facts, said = results["machine"], []
+    if speed := results.get("throughput"):
+        said.append("Tokens a second: " + ", ".join(f"{value:.0f} with {group}" for group, value in speed["tokens_per_s"].items()) + ".")
+    if late := results.get("long"):
+        said.append(f"Long prompt: median gap before {late['median_before_s'] * 1e3:.1f} ms, p99 beside {late['p99_s'] * 1e3:.1f} ms, "
+                    f"{', '.join(format(one['p99_ratio'], '.2f') for one in late['rounds'])} times that in the rounds; "
+                    f"TTFT {late['ttft_alone_s']:.2f} s alone, {late['ttft_beside_s']:.2f} s beside.")  # fmt: skip
+    if fair := results.get("fairness"):
+        said.append(f"One beside 50: TTFT {fair['solo_s'] * 1e3:.0f} ms alone, {fair['ttft_s'] * 1e3:.0f} ms beside, "
+                    f"a step {fair['step_s'] * 1e3:.0f} ms.")  # fmt: skip
+    if after := results.get("soak"):
+        said.append("Resident memory: " + ", ".join(f"{size / 1e6:.0f} MB after {count}" for count, size in after["bytes"].items()) + ".")
     lines = [
         f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads; {facts['m40llm']}, {results['model']}; {facts['date']}.",
         "",
-        "Tokens a second: " + ", ".join(f"{value:.0f} with {group}" for group, value in speed["tokens_per_s"].items()) + ". "
-        f"Long prompt: median gap before {late['median_before_s'] * 1e3:.1f} ms, p99 beside {late['p99_s'] * 1e3:.1f} ms; "
-        f"TTFT {late['ttft_alone_s']:.2f} s alone, {late['ttft_beside_s']:.2f} s beside. One beside 50: TTFT "
-        f"{fair['solo_s'] * 1e3:.0f} ms alone, {fair['ttft_s'] * 1e3:.0f} ms beside, a step {fair['step_s'] * 1e3:.0f} ms.",
+        " ".join(said),
         "",
         "| measured | figure | bound |",
         "| --- | ---: | ---: |",
         *(f"| {name} | {figure}{'' if kept or results['quick'] else ' (missed)'} | {bound} |" for name, figure, bound, kept in judged(results)),
-        "",
-        "| arrivals/s | requests | TTFT p50, ms | p90 | p99 | gap p50, ms | p90 | p99 | max | tokens/s | goodput/s |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for one in results["open_loop"]:
+    if results.get("open_loop"):
+        lines += [
+            "",
+            "| arrivals/s | requests | TTFT p50, ms | p90 | p99 | gap p50, ms | p90 | p99 | max | tokens/s | goodput/s |",
+            "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        ]
+    for one in results.get("open_loop", []):
         times = [*one["ttft_s"].values(), *one["gap_s"].values(), one["max_gap_s"]]
         cells = [f"{one['offered_per_s']:.1f}", str(one["requests"]), *(f"{value * 1e3:.0f}" for value in times)]
         lines.append("| " + " | ".join([*cells, f"{one['tokens_per_s']:.0f}", f"{one['goodput_per_s']:.1f}"]) + " |")
@@ -267,9 +313,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--check", action="store_true", help="exit 1 when a bound is missed")
     parser.add_argument("--quick", action="store_true", help="small numbers, a smoke test that judges nothing")
+    parser.add_argument("--only", type=lambda names: names.split(","), default=PARTS, metavar="PART,...",
+                        help="some of: " + ", ".join(PARTS))  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures here")
     parser.add_argument("--chart", type=Path, metavar="FILE.svg", help="also draw the open loop here")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if unknown := set(args.only) - set(PARTS):
+        parser.error(f"--only: no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    if args.chart and "open_loop" not in args.only:
+        parser.error("--chart: it draws the open loop, which --only leaves out")
+    return args
 
 
 def main() -> None:
@@ -278,19 +331,21 @@ def main() -> None:
         sys.exit(f"bench-serving: no {args.binary}; build it with: cargo build --release -p m40llm")
     model = (args.model or Path(output(str(ROOT / "scripts" / "fetch-model.sh"), "smollm2").split("\n")[-2])).resolve()
     sizes = Sizes(args.quick)
-    start = lambda *flags: Server(args.binary, model, args.threads, environment(), *flags)  # noqa: E731
-    say = lambda what: print(f"{what} done", file=sys.stderr)  # noqa: E731
+    start = lambda *flags: LoadedServer(args.binary, model, args.threads, environment(), *flags)  # noqa: E731
 
     results: dict = {"machine": machine(args), "model": model.name, "quick": args.quick}
-    results["throughput"], texts = throughput(sizes, start)
-    say("throughput")
+
+    def measure(name: str, part, *more) -> None:
+        if name in args.only:
+            results[name] = part(sizes, *more)
+            print(f"{name} done", file=sys.stderr)
+
+    measure("throughput", throughput, start)
     plan = json.loads(output(args.binary, "inspect", str(model), "--json"))["memory"]
-    results["memory"] = memory(sizes, start, plan, texts)
-    say("memory")
+    measure("memory", memory, start, plan["kv_bytes_per_token"]["f16"])
     with start() as server:
-        for name, measure in (("long", long_prompt), ("prefix", prefix), ("fairness", fairness), ("open_loop", open_loop)):
-            results[name] = measure(sizes, server)
-            say(name)
+        for name, part in SHARING.items():
+            measure(name, part, server)
     rows = judged(results)
     results["missed"] = [] if args.quick else [f"{name}: {figure}, wanted {bound}" for name, figure, bound, kept in rows if not kept]
     print(markdown(results), end="")

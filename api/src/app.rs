@@ -31,7 +31,7 @@ use crate::{
     error::{ApiError, RETRY_AFTER_MS, shape_rejections},
     observe::{self, Metrics},
     routes,
-    stream::PREDICTED_TTFT,
+    stream::{PREDICTED_TTFT, QUEUE_POSITION},
     transport::{self, Limits, guard, tls::Tls},
 };
 
@@ -307,6 +307,7 @@ fn layered(router: Router<AppState>, state: AppState) -> Router {
         .layer(CatchPanicLayer::custom(|_| panicked()))
         .layer(cors(&state.config().cors_origins))
         .layer(middleware::from_fn_with_state(state.clone(), guard::guard))
+        .layer(middleware::from_fn(routes::messages::frame))
         .layer(middleware::from_fn_with_state(state.clone(), observe::track))
         .with_state(state)
 }
@@ -332,6 +333,7 @@ fn cors(origins: &[String]) -> CorsLayer {
         header::RETRY_AFTER,
         RETRY_AFTER_MS,
         PREDICTED_TTFT,
+        QUEUE_POSITION,
     ];
     for kind in ["requests", "tokens"] {
         for what in ["limit", "remaining", "reset"] {

@@ -4,6 +4,7 @@
 //! `ctx-size`. A flag wins over the environment, the environment over the file. One parser a setting
 //! serves all three, so that they allow the same values and refuse with the same words.
 
+mod hub;
 #[cfg(feature = "server")]
 mod reload;
 mod values;
@@ -18,6 +19,7 @@ use m40llm::auth::{DefaultLimits, SigningSecret, vault::VaultConfig};
 use m40llm_engine::{BackendChoice, DeviceId, EngineConfig, KvType, PrefixCache, text::PromptFormat};
 use tracing::level_filters::LevelFilter;
 
+pub(crate) use hub::{HubConfig, hub};
 #[cfg(feature = "server")]
 pub(crate) use reload::{Reloaded, Reloader};
 pub(crate) use values::{Addr, LogFormat, OtlpEndpoint, addr, pem_file, prompt_format};
@@ -106,7 +108,7 @@ pub(crate) struct ServeArgs {
     /// Where keys and accounts are kept [default: m40llm in `XDG_STATE_HOME`, else ~/.local/state/m40llm]
     #[arg(long, value_name = "DIR", value_parser = state_dir)]
     state_dir: Option<PathBuf>,
-    /// Ask for a key at /docs and /openapi.json too
+    /// Ask for a key at /, /docs and /openapi.json too
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           value_parser = boolean)]
     private_docs: Option<bool>,

@@ -218,10 +218,14 @@ impl ApiError {
             SubmitError::ContextLength { prompt, requested, limit } => {
                 let message = format!(
                     "This model's maximum context length is {limit} tokens. However, you requested {requested} tokens \
-                     ({prompt} in the {param}, {} in the completion). Shorten the {param} or lower max_tokens.",
+                     ({prompt} in the {param}, {} in the completion). Shorten the {param} or ask for fewer.",
                     requested.saturating_sub(prompt)
                 );
                 let mut error = Self::new(StatusCode::BAD_REQUEST, INVALID, message);
+                if prompt >= limit {
+                    // LangChain and Anthropic's clients look for these words, LiteLLM for those above.
+                    error.detail.message.push_str(" The prompt is too long.");
+                }
                 error.detail.param = Some(param.to_owned());
                 error.detail.code = Some("context_length_exceeded");
                 error
@@ -237,6 +241,19 @@ impl ApiError {
             TextError::Rejected(_) => Self::invalid(param, error),
             TextError::Metadata(_) | TextError::Template(_) => Self::internal(error.to_string()),
         }
+    }
+
+    /// The same about the request that the one at fault was made of: `name` knows what a field is called there.
+    #[must_use]
+    pub(crate) fn renamed(mut self, name: impl FnOnce(&str) -> String) -> Self {
+        if let Some(param) = &mut self.detail.param {
+            let other = name(param);
+            if let Some(rest) = self.detail.message.strip_prefix(param.as_str()) {
+                self.detail.message = format!("{other}{rest}");
+            }
+            *param = other;
+        }
+        self
     }
 
     /// The HTTP status.
@@ -279,8 +296,10 @@ impl IntoResponse for ApiError {
             // What is left of the request would be taken for the next one.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        response.extensions_mut().insert(Shaped);
         response.extensions_mut().insert(ErrorName(self.detail.code.unwrap_or(self.detail.r#type)));
+        response.extensions_mut().insert(Shaped);
+        // For whoever puts it into a frame.
+        response.extensions_mut().insert(self.detail);
         response
     }
 }
@@ -338,8 +357,15 @@ mod tests {
         );
         assert_eq!(error.status(), StatusCode::BAD_REQUEST);
         assert!(error.detail.message.contains("This model's maximum context length is 100 tokens"));
+        assert!(!error.detail.message.contains("prompt is too long"));
         assert_eq!(error.detail.code, Some("context_length_exceeded"));
         assert_eq!(error.detail.param.as_deref(), Some("messages"));
+
+        let error = ApiError::submit(
+            SubmitError::ContextLength { prompt: 101, requested: 102, limit: 100 },
+            "prompt",
+        );
+        assert!(error.detail.message.contains("prompt is too long"));
 
         for error in [SubmitError::QueueFull(3), SubmitError::Draining] {
             let response = ApiError::submit(error, "prompt").into_response();

@@ -8,7 +8,7 @@
 //! | [`app`] | state, router, layers, serving |
 //! | `routes` | one file a resource |
 //! | [`auth`] | keys: made, checked, accounted for |
-//! | [`openai`] | wire types, nothing else |
+//! | [`openai`], [`anthropic`] | wire types, nothing else |
 //! | [`validate`] | wire types to engine requests; every 400 with its `param` |
 //! | `logprobs` | token log-probabilities in both of OpenAI's shapes |
 //! | [`stream`] | engine events to one answer, server-sent events or NDJSON |
@@ -18,6 +18,8 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "server")]
+pub mod anthropic;
 #[cfg(feature = "server")]
 pub mod app;
 pub mod auth;

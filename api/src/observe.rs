@@ -37,13 +37,15 @@ pub(crate) use self::{
     request_log::{Outcome, Work},
 };
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms");
 
 /// Outermost layer: the request's id, span and entry in the log, its duration, and counts.
 pub(crate) async fn track(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     let id = request_id(request.headers().get(&REQUEST_ID));
     let log = RequestLog::begin(&request, id.clone());
+    // What is within finds the same id.
+    request.headers_mut().insert(REQUEST_ID, id.clone());
     request.extensions_mut().insert(log.clone());
     // Dropped without an answer when the client goes before there is one, after what works on it.
     let entry = Entry::begin(log.clone(), state);

@@ -121,10 +121,11 @@ pub(crate) fn run(source: impl FnOnce(&mut Inbox), jobs: UnboundedReceiver<Vec<J
     }
 }
 
-/// The metadata of a model that a source stands for: a token for each byte, and a chat template that puts
-/// each message on a line. So a prompt's tokens are its bytes.
-pub(crate) fn metadata() -> Metadata {
-    let template = "{% for m in messages %}{{ m.content }}\n{% endfor %}";
+/// A chat template that puts each message on a line.
+pub(crate) const TEMPLATE: &str = "{% for m in messages %}{{ m.content }}\n{% endfor %}";
+
+/// The metadata of a model that a source stands for: a token for each byte, so that a prompt's tokens are its bytes.
+pub(crate) fn metadata(template: &str) -> Metadata {
     let mut pairs = byte_vocabulary();
     pairs.push(("tokenizer.chat_template".into(), Value::String(template.into())));
     Metadata::from_pairs(pairs)

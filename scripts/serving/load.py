@@ -1,19 +1,18 @@
-"""A server of its own, and load on it: streams whose every read is stamped when it returns.
+"""Load on a server: streams whose every read is stamped when it returns.
 
 One thread has all connections, and parses nothing before the load is over: both would take time from a server on
 the same cores. Requests are HTTP/1.0, so that a body is its events and nothing else.
 """
 
 import asyncio
-import http.client
 import json
 import random
 import socket
-import subprocess
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from server import Server
 
 WORDS = " sea tree house light rain road stone bread cat river cloud song door hand water fire".split()
 
@@ -69,80 +68,16 @@ def parsed(due: float, reads: list[tuple[float, bytes]]) -> Answer:
     return answer
 
 
-class Server:
-    """`m40llm run` for as long as the `with` block, with the two callers' keys in a state directory of its own."""
+class LoadedServer(Server):
+    """With two callers, and many requests at once."""
 
     def __init__(self, binary: str, model: Path, threads: int, environment: dict[str, str], *flags: str):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.binary, self.environment = binary, environment
-        self.command = [binary, "run", str(model), "--addr", f"127.0.0.1:{self.port}", "--backend", "cpu",
-                        "--threads", str(threads), "--log-level", "warn", *flags]  # fmt: skip
+        super().__init__(binary, model, threads, environment, *flags, callers=("first", "second"))
 
-    def __enter__(self) -> "Server":
-        self.state, self.log = tempfile.TemporaryDirectory(), tempfile.TemporaryFile()
-        self.keys = {name: self.key(name) for name in ("first", "second")}
-        self.process = subprocess.Popen([*self.command, "--state-dir", self.state.name],
-                                        stdout=self.log, stderr=self.log, env=self.environment)  # fmt: skip
-        try:
-            self.wait_for_health()
-            self.words = [self.tokens(" " + word) for word in WORDS]
-            self.words = [ids[0] for ids in self.words if len(ids) == 1]
-            ends = [self.tokens(text) for text in ("<|im_end|>", "<|endoftext|>")]
-            # No stream ends before its time.
-            self.bias = {str(ids[0]): -100 for ids in ends if len(ids) == 1}
-            self.run([Ask(self.prompt(40, "warm"), 8), Ask(self.prompt(600, "warm"), 8)])
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.process.terminate()
-        self.process.wait(timeout=60)
-        self.state.cleanup()
-        self.log.close()
-
-    def key(self, name: str) -> str:
-        made = subprocess.run(
-            [self.binary, "keys", "create", "--name", name, "--scope", "inference", "--scope", "metrics",
-             "--state-dir", self.state.name, "--json"],
-            stdout=subprocess.PIPE, check=True, env=self.environment,
-        )  # fmt: skip
-        return json.loads(made.stdout)["key"]
-
-    def call(self, method: str, path: str, body: dict | None = None) -> bytes:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.keys['first']}"}
-        connection.request(method, path, json.dumps(body) if body else None, headers)
-        answer = connection.getresponse()
-        text = answer.read()
-        if answer.status != 200:
-            raise RuntimeError(f"{path}: {answer.status} {text.decode()}")
-        return text
-
-    def wait_for_health(self) -> None:
-        for _ in range(600):
-            if self.process.poll() is not None:
-                self.log.seek(0)
-                raise RuntimeError(f"the server ended with exit code {self.process.returncode}: {self.log.read().decode()}")
-            try:
-                self.call("GET", "/health")
-                return
-            except (OSError, RuntimeError):
-                time.sleep(0.1)
-        raise RuntimeError("the server did not begin to serve within a minute")
-
-    def tokens(self, text: str) -> list[int]:
-        return json.loads(self.call("POST", "/tokenize", {"content": text}))["tokens"]
-
-    def metric(self, name: str) -> float:
-        """One without labels."""
-        for line in self.call("GET", "/metrics").decode().splitlines():
-            if line.startswith(name + " "):
-                return float(line.split()[-1])
-        raise RuntimeError(f"/metrics has no {name}")
+    def warm_up(self) -> None:
+        self.words = [self.tokens(" " + word) for word in WORDS]
+        self.words = [ids[0] for ids in self.words if len(ids) == 1]
+        self.run([Ask(self.prompt(40, "warm"), 8), Ask(self.prompt(600, "warm"), 8)])
 
     def prompt(self, length: int, seed: object) -> list[int]:
         """So many words of one token each; other seeds have no prefix in common."""

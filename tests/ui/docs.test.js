@@ -1,40 +1,18 @@
-// Swagger UI at /docs, worked as a person would; run.sh sets TEST_URL, TEST_OUT and TEST_CHROMIUM.
+// Swagger UI at /docs, worked as a person would.
 
 import assert from 'node:assert/strict';
-import { mkdtemp, rm } from 'node:fs/promises';
-import os from 'node:os';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
-import { chromium } from 'playwright-core';
+import { assertClean, open, out, url } from './browser.js';
 
-const { TEST_URL: url, TEST_OUT: out, TEST_CHROMIUM: executablePath } = process.env;
-const flags = [
-  '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
-  '--disable-component-update', '--disable-sync',
-];
-const requested = [];
-const problems = [];
-let profile, browser, page, document;
+let browser, page, document;
 
 before(async () => {
   document = await (await fetch(`${url}/openapi.json`)).json();
-  // A new, empty profile: nothing remembered, nothing to synchronise.
-  profile = await mkdtemp(path.join(os.tmpdir(), 'm40llm-ui-'));
-  browser = await chromium.launchPersistentContext(profile, {
-    executablePath, headless: true, args: flags, viewport: { width: 1280, height: 1600 },
-  });
-  page = browser.pages()[0] ?? (await browser.newPage());
-  page.setDefaultTimeout(120_000);
-  page.on('request', (request) => requested.push(request.url()));
-  page.on('pageerror', (error) => problems.push(String(error)));
-  page.on('console', (message) => message.type() === 'error' && problems.push(message.text()));
-  page.on('response', (response) => response.status() >= 400 && problems.push(`${response.status()} ${response.url()}`));
+  browser = await open({ width: 1280, height: 1600 });
+  ({ page } = browser);
 });
-
-after(async () => {
-  await browser?.close();
-  if (profile) await rm(profile, { recursive: true, force: true });
-});
+after(() => browser?.close());
 
 const operation = (method, route) =>
   page.locator('.opblock').filter({
@@ -95,8 +73,6 @@ test('a chat completion is executed', async () => {
 });
 
 test('nothing was asked of another host, nothing failed', () => {
-  const elsewhere = requested.filter((address) => !address.startsWith(`${url}/`) && !/^(data|blob):/.test(address));
-  assert.deepEqual(elsewhere, []);
-  assert.ok(requested.length > 3);
-  assert.deepEqual(problems, []);
+  assert.ok(browser.requested.length > 3);
+  assertClean(browser);
 });

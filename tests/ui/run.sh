@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Opens /docs of a live server in headless Chromium, works it as a person would, and takes pictures.
+# Opens / and /docs of a live server in headless Chromium, works them as a person would, and takes pictures.
 # Usage: tests/ui/run.sh BINARY MODEL.gguf OUTDIR
 # Installs what it needs: Debian's chromium (as root) when there is none, playwright-core without a browser.
 set -euo pipefail
@@ -28,7 +28,7 @@ fi
 . "$here/../clients/server.sh"
 start_server "$binary" "$model"
 
-export TEST_URL=$server_url TEST_OUT=$out
+export TEST_URL=$server_url TEST_OUT=$out TEST_BINARY=$binary TEST_STATE=$server_work/state
 TEST_CHROMIUM=$(command -v chromium)
 export TEST_CHROMIUM
 cd "$here"

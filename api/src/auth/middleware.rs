@@ -94,7 +94,8 @@ impl Gate {
         Self { store: None, private_docs: false, failures: Failures::new(FAILURES_PER_10S) }
     }
 
-    /// Keys are asked for as soon as the store has one. With `private_docs` the documentation needs one too.
+    /// Keys are asked for as soon as the store has one. With `private_docs` the documentation and the page at `/`
+    /// need one too.
     pub fn guarded(store: Store, private_docs: bool) -> Self {
         Self { store: Some(store), private_docs, failures: Failures::new(FAILURES_PER_10S) }
     }
@@ -146,7 +147,7 @@ impl Gate {
     /// The scope that a path asks for. Paths are compared as the router does: byte for byte, so that no other
     /// spelling reaches a handler.
     fn needed(&self, path: &str) -> Option<Scope> {
-        let is_docs = matches!(path, "/docs" | "/openapi.json") || path.starts_with("/docs/");
+        let is_docs = matches!(path, "/" | "/docs" | "/openapi.json") || path.starts_with("/docs/");
         match path {
             "/health" => None,
             _ if is_docs && !self.private_docs => None,
@@ -277,7 +278,7 @@ mod tests {
     #[test]
     fn each_path_has_one_scope() {
         let gate = Gate::open();
-        for path in ["/health", "/docs", "/docs/", "/docs/index.css", "/openapi.json"] {
+        for path in ["/", "/health", "/docs", "/docs/", "/docs/index.css", "/openapi.json"] {
             assert_eq!(gate.needed(path), None, "{path}");
         }
         for (path, scope) in [
@@ -287,7 +288,7 @@ mod tests {
             ("/admin/anything", Scope::Admin),
             ("/v1/models", Scope::Inference),
             ("/tokenize", Scope::Inference),
-            ("/", Scope::Inference),
+            ("//", Scope::Inference),
             ("/health/", Scope::Inference),
             ("/docsx", Scope::Inference),
             ("/nothing", Scope::Inference),
@@ -296,6 +297,7 @@ mod tests {
         }
         let private = Gate { private_docs: true, ..Gate::open() };
         assert_eq!(private.needed("/docs/index.css"), Some(Scope::Inference));
+        assert_eq!(private.needed("/"), Some(Scope::Inference));
         assert_eq!(private.needed("/health"), None);
     }
 }

@@ -175,6 +175,11 @@ impl Ticket {
         (self.meters, self.per_prompt) = (meters, per_prompt.max(1));
     }
 
+    /// What sequence `i` uses.
+    pub(crate) fn meter(&self, i: usize) -> Option<Arc<Meter>> {
+        self.meters.get(i).cloned()
+    }
+
     /// What is used by now. Sequences that share a prompt are charged for it once.
     pub(crate) fn used(&self) -> Amounts {
         let mut used = Amounts { requests: 1, ..Amounts::default() };

@@ -10,6 +10,7 @@ mod keys;
 mod memory;
 mod openapi;
 mod prompt;
+mod pull;
 #[cfg(feature = "server")]
 mod run;
 mod trace;
@@ -59,6 +60,7 @@ enum Command {
     Run(run::Args),
     Generate(generate::Args),
     Chat(chat::Args),
+    Pull(pull::Args),
     Keys(keys::Args),
     Inspect(inspect::Args),
     Bench(bench::Args),
@@ -74,6 +76,7 @@ pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Run(args) => run::execute(args),
         Command::Generate(args) => generate::execute(args),
         Command::Chat(args) => chat::execute(args),
+        Command::Pull(args) => pull::execute(args),
         Command::Keys(args) => keys::execute(args),
         Command::Inspect(args) => inspect::execute(&args),
         Command::Bench(args) => bench::execute(args),

@@ -15,7 +15,7 @@ use super::{
 /// A conversation to continue. A `null` is the same as an absent field; unknown fields are ignored, as
 /// are `user`, `store`, `metadata`, `service_tier`, `prediction`, `verbosity`, `safety_identifier` and
 /// `prompt_cache_key`.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(remote = "Self")]
 #[schema(example = json!({
     "messages": [{"role": "user", "content": "Why is the sky blue?"}],
@@ -133,7 +133,7 @@ pub struct ChatRequest {
 object_only!(ChatRequest);
 
 /// One turn of the conversation.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(remote = "Self")]
 pub struct ChatMessage {
     /// `system`, `developer`, `user`, `assistant` or `tool`.
@@ -394,7 +394,7 @@ pub struct ChatLogprobs {
 }
 
 /// A token that was chosen.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ChatTokenLogprob {
     /// Its text, lossily where its bytes are not whole characters.
     pub token: String,
@@ -407,7 +407,7 @@ pub struct ChatTokenLogprob {
 }
 
 /// A token that might have been chosen.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct TopLogprob {
     /// Its text, lossily where its bytes are not whole characters.
     pub token: String,

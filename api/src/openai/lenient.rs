@@ -1,8 +1,8 @@
 //! Deserialisers as lenient as the clients in the field need them.
 
-use std::fmt;
+use std::{fmt, marker::PhantomData};
 
-use serde::{Deserializer, de};
+use serde::{Deserialize, Deserializer, de};
 
 /// An optional integer; an integral float passes for one. Beyond `i64`, it saturates, for the range
 /// checks to refuse.
@@ -79,6 +79,37 @@ impl<'de> de::Visitor<'de> for Number {
     }
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<Self::Value, E> {
         Ok(Some(value))
+    }
+}
+
+/// A string, or a list of parts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TextOr<T> {
+    /// The text.
+    Text(String),
+    /// The parts.
+    Parts(Vec<T>),
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for TextOr<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> de::Visitor<'de> for Visitor<T> {
+            type Value = TextOr<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or a list of objects")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<TextOr<T>, E> {
+                Ok(TextOr::Text(text.to_owned()))
+            }
+            fn visit_string<E: de::Error>(self, text: String) -> Result<TextOr<T>, E> {
+                Ok(TextOr::Text(text))
+            }
+            fn visit_seq<A: de::SeqAccess<'de>>(self, parts: A) -> Result<TextOr<T>, A::Error> {
+                Vec::deserialize(de::value::SeqAccessDeserializer::new(parts)).map(TextOr::Parts)
+            }
+        }
+        deserializer.deserialize_any(Visitor(PhantomData))
     }
 }
 

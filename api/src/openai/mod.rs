@@ -8,8 +8,9 @@ pub mod completions;
 pub mod format;
 mod lenient;
 pub mod models;
+pub mod responses;
 
-pub(crate) use lenient::{int, number, object_only, seed};
+pub(crate) use lenient::{TextOr, int, number, object_only, seed};
 
 use std::{collections::BTreeMap, fmt};
 
@@ -78,6 +79,16 @@ pub struct Usage {
     pub total_tokens: usize,
     /// Of the prompt's tokens, those a cache had.
     pub prompt_tokens_details: PromptTokensDetails,
+    /// What the generated tokens were for; of models that think before they answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub completion_tokens_details: Option<CompletionTokensDetails>,
+}
+
+/// What the generated tokens were for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ToSchema)]
+pub struct CompletionTokensDetails {
+    /// Tokens of thoughts, which `reasoning_content` has.
+    pub reasoning_tokens: usize,
 }
 
 /// Where the prompt's tokens came from.
@@ -95,7 +106,15 @@ impl Usage {
             completion_tokens,
             total_tokens: prompt_tokens + completion_tokens,
             prompt_tokens_details: PromptTokensDetails { cached_tokens },
+            completion_tokens_details: None,
         }
+    }
+
+    /// With the tokens of thoughts, of a model that has some.
+    pub fn with_reasoning(mut self, tokens: Option<usize>) -> Self {
+        self.completion_tokens_details =
+            tokens.map(|reasoning_tokens| CompletionTokensDetails { reasoning_tokens });
+        self
     }
 }
 

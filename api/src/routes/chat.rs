@@ -200,6 +200,7 @@ impl Wire for Chunks {
 
     fn close(&mut self, usage: Usage, out: &mut Frames) {
         if self.include_usage {
+            let usage = usage.with_reasoning(self.turns.iter().map(Turn::reasoning_tokens).sum());
             self.push(Vec::new(), Some(usage), out);
         }
         out.raw("[DONE]");

@@ -7,8 +7,11 @@ mod completions;
 mod docs;
 mod generate;
 mod health;
+pub(crate) mod messages;
 mod metrics;
 mod models;
+mod page;
+mod responses;
 mod tokens;
 mod usage;
 
@@ -39,7 +42,8 @@ use crate::{app::AppState, error::ErrorBody};
         description = "An OpenAI-compatible gateway that runs GGUF models in process.\n\n\
             Every response carries `x-request-id` and `openai-processing-ms`, and those to a key with limits \
             `x-ratelimit-{limit,remaining,reset}-{requests,tokens}`. Every error has the body \
-            `{\"error\":{\"message\",\"type\",\"param\",\"code\"}}`. Bodies are JSON of at most 8 MiB.\n\n\
+            `{\"error\":{\"message\",\"type\",\"param\",\"code\"}}`; under `/v1/messages` it also says \
+            `\"type\":\"error\"`, and the id is in `request-id` too. Bodies are JSON of at most 8 MiB.\n\n\
             On a loopback address without keys no key is needed; otherwise send \
             `Authorization: Bearer sk-m40-…` or `x-api-key: sk-m40-…`. A key has scopes, none of which \
             implies another: `inference`, `metrics` for `/metrics`, `admin` for `/admin`."
@@ -47,6 +51,7 @@ use crate::{app::AppState, error::ErrorBody};
     servers((url = "/", description = "This server")),
     tags(
         (name = "OpenAI", description = "What OpenAI's clients speak."),
+        (name = "Anthropic", description = "What Anthropic's clients speak."),
         (name = "Native", description = "This server's own, without OpenAI's conventions."),
         (name = "Operation", description = "For those who run the server."),
         (name = "Administration", description = "Keys and accounts, for keys of the scope `admin`.")
@@ -75,6 +80,9 @@ fn documented() -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(document)
         .routes(routes!(chat::create))
         .routes(routes!(completions::create))
+        .routes(routes!(responses::create))
+        .routes(routes!(messages::create))
+        .routes(routes!(messages::count_tokens))
         .routes(routes!(models::list))
         .routes(routes!(models::retrieve))
         .routes(routes!(generate::generate))
@@ -83,6 +91,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(tokens::apply_template))
         .routes(routes!(health::health))
         .routes(routes!(metrics::metrics))
+        .routes(routes!(page::page))
         .routes(routes!(docs::document))
         .routes(routes!(docs::page))
         .routes(routes!(usage::own))
@@ -236,6 +245,11 @@ fn now() -> u64 {
 /// A new id, such as `chatcmpl-…`.
 fn new_id(prefix: &str) -> String {
     format!("{prefix}-{}", uuid::Uuid::new_v4().simple())
+}
+
+/// The same in Responses' and Messages' style: `resp_…`.
+fn new_item_id(prefix: &str) -> String {
+    format!("{prefix}_{}", uuid::Uuid::new_v4().simple())
 }
 
 /// What an answer and all its chunks share.

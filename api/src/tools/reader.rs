@@ -37,6 +37,9 @@ pub(crate) enum Thinks {
     Maybe,
 }
 
+/// What stands around a call that a model writes as a block of code.
+const FENCE: &str = "```";
+
 /// What stands around thoughts, in all models that have them.
 pub(crate) const THINK: (&str, &str) = ("<think>", "</think>");
 
@@ -48,7 +51,15 @@ impl Reading {
             Some(Thinks::Maybe) => State::Start,
             None => State::Text,
         };
-        Reader { reading: self.clone(), state, held: String::new(), skips: false, fresh: true, calls: 0 }
+        Reader {
+            reading: self.clone(),
+            state,
+            held: String::new(),
+            skips: false,
+            fresh: true,
+            calls: 0,
+            close: "",
+        }
     }
 }
 
@@ -69,6 +80,8 @@ pub(crate) struct Reader {
     fresh: bool,
     /// Calls so far.
     calls: usize,
+    /// What may close the last of them.
+    close: &'static str,
 }
 
 #[derive(Debug)]
@@ -115,6 +128,11 @@ impl Reader {
     /// Whether there were calls, the last of them whole.
     pub(crate) fn called(&self) -> bool {
         self.calls > 0 && !matches!(self.state, State::Arguments(_))
+    }
+
+    /// Whether thoughts are looked out for.
+    pub(crate) fn may_think(&self) -> bool {
+        self.reading.thinks.is_some()
     }
 
     /// Whether text is held back that may yet become a piece.
@@ -189,11 +207,12 @@ impl Reader {
         let open = calls.format.open;
         if self.fresh {
             let begun = self.held.trim_start();
-            if begun.starts_with('{') {
+            if begun.starts_with('{') || begun.starts_with(FENCE) {
                 self.state = State::Head { marker: false };
                 return true;
             }
-            if begun.is_empty() {
+            // Nothing yet, or not all of a fence.
+            if FENCE.starts_with(begun) {
                 return false;
             }
         }
@@ -213,7 +232,10 @@ impl Reader {
 
     fn head(&mut self, marker: bool, out: &mut Vec<Piece>) -> bool {
         let Some(calls) = &self.reading.calls else { return false };
-        match call::head(&self.held, |name| calls.names.iter().any(|n| n == name)) {
+        let Some(fence) = (if marker { Some(0) } else { fence(&self.held) }) else { return false };
+        self.close = if fence > 0 { FENCE } else { calls.format.close };
+        let is_tool = |name: &str| calls.names.iter().any(|n| n == name);
+        match call::head(&self.held[fence..], is_tool) {
             Head::More => false,
             Head::Not => {
                 let marker = if marker && calls.marker_is_text { calls.format.open } else { "" };
@@ -223,13 +245,13 @@ impl Reader {
                 true
             }
             Head::Open { name, at } => {
-                self.held.drain(..at);
+                self.held.drain(..fence + at);
                 self.call(name, out);
                 self.state = State::Arguments(Scanner::default());
                 true
             }
             Head::Whole { name, arguments, end } => {
-                self.held.drain(..end);
+                self.held.drain(..fence + end);
                 let index = self.call(name, out);
                 out.push(Piece::Arguments { index, text: arguments });
                 self.state = State::Tail { closed: true };
@@ -269,10 +291,9 @@ impl Reader {
             self.state = State::Tail { closed: true };
             return true;
         }
-        let close = self.reading.calls.as_ref().map_or("", |calls| calls.format.close);
-        if self.held.starts_with(close) {
-            self.held.drain(..close.len());
-        } else if close.starts_with(&self.held) {
+        if self.held.starts_with(self.close) {
+            self.held.drain(..self.close.len());
+        } else if self.close.starts_with(&self.held) {
             return false;
         }
         (self.state, self.skips) = (State::Text, true);
@@ -294,6 +315,17 @@ impl Reader {
             Some(Piece::Text(last)) => last.push_str(text),
             _ => out.push(Piece::Text(text.to_owned())),
         }
+    }
+}
+
+/// How long a code block's beginning is, with which some models open a call that is their whole output; none
+/// while it may go on.
+fn fence(text: &str) -> Option<usize> {
+    let Some(rest) = text.trim_start().strip_prefix(FENCE) else { return Some(0) };
+    match rest.strip_prefix("json") {
+        Some(rest) => Some(text.len() - rest.len()),
+        None if "json".starts_with(rest) => None,
+        None => Some(text.len() - rest.len()),
     }
 }
 

@@ -120,6 +120,8 @@ fn calls_written_otherwise() {
         "<tool_call>\n{\"type\": \"function\", \"name\": \"add\", \"parameters\": {\"a\": 1}}",
         " {\"name\": \"add\", \"arguments\": {\"a\": 1}}\n",
         "{\"name\": \"add\", \"arguments\": {\"a\": 1}} </tool_call>",
+        "```json\n{\n  \"name\": \"add\",\n  \"arguments\": {\"a\": 1}\n}\n```\n",
+        "```\n{\"name\": \"add\", \"arguments\": {\"a\": 1}}",
     ] {
         assert_eq!(hermes(raw), call("", "add", "{\"a\": 1}"), "{raw}");
     }
@@ -137,6 +139,10 @@ fn what_only_looks_like_a_call_is_text_as_it_came() {
         "a\n ",
         "{\"answer\": {\"name\": \"add\"}}",
         "{\"name\": \"ad",
+        "```js",
+        "```json\n{\"a\": 1}\n```",
+        "```python\n{\"name\": \"add\", \"arguments\": {}}\n```",
+        "``",
         "",
         " \n",
     ] {

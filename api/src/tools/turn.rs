@@ -2,7 +2,7 @@
 
 use m40llm_engine::{Event, FinishReason, TokenOut};
 
-use super::{Piece, Reader, Reading};
+use super::{Piece, Reader, Reading, thoughts::Thoughts};
 use crate::{error::ApiError, openai::Usage, stream::Sequences};
 
 /// One choice under way.
@@ -11,17 +11,19 @@ pub(crate) struct Turn {
     reader: Reader,
     /// Tokens of text that the reader holds back.
     held: Vec<TokenOut>,
+    thoughts: Thoughts,
 }
 
 impl Turn {
     pub(crate) fn new(reading: &Reading) -> Self {
-        Self { reader: reading.reader(), held: Vec::new() }
+        Self { reader: reading.reader(), held: Vec::new(), thoughts: Thoughts::default() }
     }
 
     /// What an event's text and tokens settle: pieces, and the tokens of the text among them. The tokens of
     /// calls and of reasoning go with neither.
     pub(crate) fn push(&mut self, text: &str, tokens: Vec<TokenOut>) -> (Vec<Piece>, Vec<TokenOut>) {
         let pieces = self.reader.push(text);
+        self.thoughts.note(tokens.len(), &pieces);
         // A token without text of its own may be part of a character or of a stop string to come.
         let silent = text.is_empty() && self.reader.is_in_text();
         self.held.extend(tokens);
@@ -37,6 +39,11 @@ impl Turn {
     /// Whether it ended in a call that is whole; then that is why it ended.
     pub(crate) fn called(&self) -> bool {
         self.reader.called()
+    }
+
+    /// Tokens of thoughts; none of a model that never thinks.
+    pub(crate) fn reasoning_tokens(&self) -> Option<usize> {
+        self.reader.may_think().then(|| self.thoughts.tokens())
     }
 
     fn release(&mut self, pieces: Vec<Piece>, silent: bool) -> (Vec<Piece>, Vec<TokenOut>) {
@@ -119,5 +126,7 @@ pub(crate) async fn collect(sequences: Sequences, reading: &Reading) -> Result<(
             }
         })
         .await?;
+    let thoughts = choices.iter().map(|(turn, _)| turn.reasoning_tokens()).sum();
+    let usage = usage.with_reasoning(thoughts);
     Ok((choices.into_iter().map(|(_, said)| said).collect(), usage))
 }

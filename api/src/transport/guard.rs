@@ -14,7 +14,7 @@ use crate::{
     error::{ApiError, shorten},
 };
 
-/// For everything but the documentation: nothing is loaded, nothing is framed.
+/// For everything but the documentation and the page at `/`, which says what it needs: nothing is loaded, nothing is framed.
 const NOTHING: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
 /// For Swagger UI: its own files and calls to this server. It sets styles in markup.
 const DOCS: HeaderValue = HeaderValue::from_static(
@@ -36,7 +36,7 @@ pub(crate) async fn guard(State(state): State<AppState>, request: Request, next:
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
-    headers.insert(header::CONTENT_SECURITY_POLICY, if is_docs { DOCS } else { NOTHING });
+    headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(if is_docs { DOCS } else { NOTHING });
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     if secure {
         headers.insert(header::STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));

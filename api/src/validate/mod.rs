@@ -1,16 +1,22 @@
 //! Wire types to engine requests. Every 400 about a field is made here, with its `param`.
 
+mod anthropic;
 mod chat;
 mod completions;
 mod format;
 mod messages;
+mod names;
 mod output;
+mod responses;
 mod tools;
 
-pub(crate) use chat::chat;
+pub(crate) use anthropic::anthropic;
+pub(crate) use chat::{ChatJob, chat};
 pub(crate) use completions::{CompletionJob, completions};
 pub(crate) use format::Formats;
 pub(crate) use messages::render;
+pub(crate) use names::Names;
+pub(crate) use responses::responses;
 pub(crate) use tools::told;
 
 use std::{ops::RangeInclusive, time::Duration};

@@ -109,7 +109,9 @@ async fn every_route_asks_for_a_key_once_there_is_one() {
     for (method, path) in &routes {
         let answer = send(&server.app, request(method.clone(), path, &[], Body::empty())).await;
         match path.as_str() {
-            "/health" | "/docs" | "/openapi.json" => assert_eq!(answer.status, StatusCode::OK, "{path}"),
+            "/health" | "/" | "/docs" | "/openapi.json" => {
+                assert_eq!(answer.status, StatusCode::OK, "{path}");
+            }
             _ => refused(&answer, &format!("{method} {path}")),
         }
     }
@@ -126,7 +128,7 @@ async fn documentation_may_be_private() {
     let app = m40llm::app(state);
     assert_eq!(get(&app, "/docs").await.status, StatusCode::OK, "there is no key yet");
     store.with(|vault| vault.create(NewKey { name: "a".into(), ..NewKey::default() })).await.unwrap();
-    for path in ["/docs", "/docs/", "/docs/swagger-ui.css", "/openapi.json"] {
+    for path in ["/", "/docs", "/docs/", "/docs/swagger-ui.css", "/openapi.json"] {
         refused(&get(&app, path).await, path);
     }
     assert_eq!(

@@ -6,12 +6,21 @@ use serde_json::json;
 
 use crate::support::{MODEL, get, loading, post, post_text, request, send};
 
-const POSTS: [&str; 6] =
-    ["/v1/chat/completions", "/v1/completions", "/generate", "/tokenize", "/detokenize", "/apply-template"];
+const POSTS: [&str; 9] = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/generate",
+    "/tokenize",
+    "/detokenize",
+    "/apply-template",
+];
 
 #[tokio::test]
 async fn unknown_routes_are_404() {
-    for path in ["/", "/v1", "/v1/nothing", "/docs/nothing.js", "/v1/chat/completions/x", "/%ff"] {
+    for path in ["//", "/v1", "/v1/nothing", "/docs/nothing.js", "/v1/chat/completions/x", "/%ff"] {
         let answer = get(&loading(), path).await;
         assert_eq!(answer.status, 404, "{path}");
         let error = answer.error();
@@ -28,7 +37,7 @@ async fn wrong_methods_are_405_with_allow() {
         assert_eq!((answer.status.as_u16(), answer.header("allow")), (405, "POST"), "{path}");
         assert_eq!(answer.error()["type"], "invalid_request_error");
     }
-    for path in ["/v1/models", "/v1/models/x", "/health", "/metrics", "/docs", "/openapi.json"] {
+    for path in ["/v1/models", "/v1/models/x", "/health", "/metrics", "/", "/docs", "/openapi.json"] {
         let answer = post(&loading(), path, &json!({})).await;
         assert_eq!((answer.status.as_u16(), answer.header("allow")), (405, "GET,HEAD"), "{path}");
         assert_eq!(answer.error()["type"], "invalid_request_error");
@@ -53,6 +62,15 @@ async fn fields_at_fault_are_named() {
         ("/v1/chat/completions", json!({"messages": [{"role": 1}]}), "messages[0].role"),
         ("/v1/completions", json!({"max_tokens": 1}), "prompt"),
         ("/v1/completions", json!({"prompt": ["a", 1]}), "prompt[1]"),
+        ("/v1/responses", json!({}), "input"),
+        ("/v1/responses", json!({"input": [{"role": "user", "content": 1}]}), "input[0].content"),
+        ("/v1/messages", json!({"max_tokens": 1}), "messages"),
+        (
+            "/v1/messages",
+            json!({"messages": [{"role": "user", "content": [{}]}]}),
+            "messages[0].content[0].type",
+        ),
+        ("/v1/messages/count_tokens", json!({"messages": [{"role": "user"}]}), "messages[0].content"),
         ("/generate", json!({"prompt": "a", "max_tokens": "many"}), "max_tokens"),
         ("/tokenize", json!({"content": 1}), "content"),
         ("/detokenize", json!({"tokens": [1, -1]}), "tokens[1]"),
@@ -110,6 +128,9 @@ async fn other_models_are_404() {
     for (path, body) in [
         ("/v1/chat/completions", json!({"model": other, "messages": [{"role": "user", "content": "x"}]})),
         ("/v1/completions", json!({"model": other, "prompt": "x"})),
+        ("/v1/responses", json!({"model": other, "input": "x"})),
+        ("/v1/messages", json!({"model": other, "messages": [], "max_tokens": 1})),
+        ("/v1/messages/count_tokens", json!({"model": other, "messages": []})),
     ] {
         let answer = post(&loading(), path, &body).await;
         assert_eq!(answer.status, 404);
@@ -133,6 +154,9 @@ async fn while_loading_work_is_503_and_the_rest_is_there() {
     for (path, body) in [
         ("/v1/chat/completions", json!({"model": MODEL, "messages": [{"role": "user", "content": "x"}]})),
         ("/v1/completions", json!({"model": "", "prompt": "x"})),
+        ("/v1/responses", json!({"input": "x"})),
+        ("/v1/messages", json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 1})),
+        ("/v1/messages/count_tokens", json!({"messages": [{"role": "user", "content": "x"}]})),
         ("/generate", json!({"prompt": "x"})),
         ("/tokenize", json!({"content": "x"})),
         ("/detokenize", json!({"tokens": [1]})),

@@ -36,6 +36,9 @@ fn every_route_is_in_it_with_its_security() {
     let expected = [
         ("/v1/chat/completions", "post", &keyed),
         ("/v1/completions", "post", &keyed),
+        ("/v1/responses", "post", &keyed),
+        ("/v1/messages", "post", &keyed),
+        ("/v1/messages/count_tokens", "post", &keyed),
         ("/v1/models", "get", &keyed),
         ("/v1/models/{id}", "get", &keyed),
         ("/generate", "post", &keyed),
@@ -45,6 +48,7 @@ fn every_route_is_in_it_with_its_security() {
         ("/health", "get", &open),
         ("/metrics", "get", &keyed),
         ("/openapi.json", "get", &open),
+        ("/", "get", &open),
         ("/docs", "get", &open),
         ("/v1/usage", "get", &keyed),
         ("/admin/keys", "get", &always_keyed),

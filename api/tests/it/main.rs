@@ -12,6 +12,8 @@ mod structured;
 mod support;
 
 #[cfg(feature = "server")]
+mod abandoned;
+#[cfg(feature = "server")]
 mod auth;
 #[cfg(feature = "server")]
 mod chat;
@@ -36,6 +38,8 @@ mod limits;
 #[cfg(feature = "server")]
 mod listening;
 #[cfg(feature = "server")]
+mod messages;
+#[cfg(feature = "server")]
 mod metrics;
 #[cfg(feature = "server")]
 mod native;
@@ -44,6 +48,14 @@ mod operations;
 #[cfg(feature = "server")]
 mod paced;
 #[cfg(feature = "server")]
+mod page;
+#[cfg(feature = "server")]
+mod pull;
+#[cfg(feature = "server")]
+mod responses;
+#[cfg(feature = "server")]
+mod scripted;
+#[cfg(feature = "server")]
 mod sockets;
 #[cfg(feature = "server")]
 mod source;
@@ -51,3 +63,5 @@ mod source;
 mod streams;
 #[cfg(feature = "server")]
 mod tls;
+#[cfg(feature = "server")]
+mod tools;

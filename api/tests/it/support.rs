@@ -39,9 +39,13 @@ impl Answer {
         self.headers.get(name).map_or("", |v| v.to_str().unwrap())
     }
 
-    /// The error of the contract's shape, with nothing else in the body.
+    /// The error of the contract's shape, with nothing else in the body but Anthropic's frame on its routes.
     pub(crate) fn error(&self) -> Value {
-        let body = self.json();
+        let mut body = self.json();
+        if self.headers.contains_key("request-id") {
+            assert_eq!(self.header("request-id"), self.header("x-request-id"));
+            assert_eq!(body.as_object_mut().unwrap().remove("type"), Some("error".into()), "{body}");
+        }
         let object = body.as_object().unwrap();
         assert_eq!(object.keys().collect::<Vec<_>>(), ["error"], "{body}");
         let error = body["error"].clone();
@@ -52,6 +56,19 @@ impl Answer {
         assert!(error["code"].is_null() || error["code"].is_string(), "{body}");
         assert_eq!(self.header("content-type"), "application/json");
         error
+    }
+
+    /// The JSON objects of a stream whose events have names: the `type` of each. Comments and pings are passed over.
+    pub(crate) fn named_events(&self) -> Vec<Value> {
+        let one = |event: &str| {
+            let (name, data) = event.strip_prefix("event: ").and_then(|e| e.split_once("\ndata: ")).unwrap();
+            let data: Value = serde_json::from_str(data).unwrap();
+            assert_eq!(data["type"], name);
+            data
+        };
+        assert!(self.body.ends_with("\n\n"), "{}", self.body);
+        let events = self.body.split_terminator("\n\n").filter(|event| !event.starts_with(':'));
+        events.map(one).filter(|event| event["type"] != "ping").collect()
     }
 
     /// The JSON objects of a stream of server-sent events, which must end with `[DONE]` when `done`.

@@ -71,6 +71,15 @@ struct Compiled {
     first: Mask,
 }
 
+impl Constraint {
+    /// How many of `tokens` may begin an output, and whether it may end after them: to try a grammar out.
+    pub fn allows(&self, tokens: &[u32]) -> (usize, bool) {
+        let mut matcher = lock(&self.0.matcher).deep_clone();
+        let fits = matcher.try_consume_tokens(tokens).unwrap_or(0);
+        (fits, fits == tokens.len() && matcher.is_accepting().unwrap_or(false))
+    }
+}
+
 impl fmt::Debug for Constraint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Constraint")

@@ -4,16 +4,29 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::*;
 
-/// About SmolLM2 on two cores: milliseconds of a step, of a decoding sequence, and of a prompt's token.
-const STEP: f64 = 5.0;
-const SEQUENCE: f64 = 1.5;
-const TOKEN: f64 = 1.1;
+/// About SmolLM2 on two cores: milliseconds of a step, of a decoding sequence and what it looks back on, of a
+/// prompt's token and what it looks back on.
+const STEP: f64 = 6.2;
+const SEQUENCE: f64 = 0.53;
+const CONTEXT: f64 = 0.0014;
+const TOKEN: f64 = 0.265;
+const LOOKBACK: f64 = 0.00027;
+/// What a step of up to four sequences takes less: other kernels.
+const FEW: (usize, f64) = (4, 2.0);
+
+fn milliseconds(load: Load) -> f64 {
+    let Load { decoding, context, prompt, lookback } = load;
+    let few = if decoding + prompt <= FEW.0 { FEW.1 } else { 0.0 };
+    let decode = SEQUENCE * decoding as f64 + CONTEXT * context as f64;
+    STEP - few + decode + TOKEN * prompt as f64 + LOOKBACK * lookback as f64
+}
 
 struct Server {
     scheduler: Scheduler,
     /// Milliseconds.
     now: f64,
     next: u64,
+    steps: usize,
     streams: BTreeMap<SequenceId, Stream>,
 }
 
@@ -28,10 +41,6 @@ impl Stream {
     fn first(&self) -> f64 {
         self.times[0] - self.arrived
     }
-
-    fn gaps(&self) -> impl Iterator<Item = f64> {
-        self.times.windows(2).map(|pair| pair[1] - pair[0])
-    }
 }
 
 impl Server {
@@ -39,7 +48,19 @@ impl Server {
         let limits = Limits { tokens: 512, sequences: 16, logit_rows: 32 };
         let prefix_cache = PrefixCache::PerCaller;
         let resources = Resources { limits, blocks, most_idle: blocks, prefix_cache };
-        Self { scheduler: Scheduler::new(resources), now: 0.0, next: 0, streams: BTreeMap::new() }
+        Self { scheduler: Scheduler::new(resources), now: 0.0, next: 0, steps: 0, streams: BTreeMap::new() }
+    }
+
+    /// One that has had a few requests already, one of them long.
+    fn warm() -> Self {
+        let mut server = Self::new(1000);
+        for prompt in [40, 600, 3000] {
+            let id = server.submit(0, prompt, 8);
+            while server.streams[&id].left > 0 {
+                server.step();
+            }
+        }
+        server
     }
 
     fn submit(&mut self, caller: u64, prompt: usize, tokens: usize) -> SequenceId {
@@ -63,8 +84,10 @@ impl Server {
         let (mut batch, mut planned) = (Batch::default(), Vec::new());
         self.scheduler.plan(&mut batch, &mut planned);
         assert!(!batch.tokens.is_empty(), "nothing to do");
-        let (decoding, prompt) = self.scheduler.step_counts();
-        let took = STEP + SEQUENCE * decoding as f64 + TOKEN * prompt as f64;
+        // No two steps take the same.
+        let noise = [1.0, 0.97, 1.04, 0.99, 1.0, 1.03, 0.96][self.steps % 7];
+        self.steps += 1;
+        let took = milliseconds(self.scheduler.load()) * noise;
         self.now += took;
         self.scheduler.computed();
         for plan in planned.iter().filter(|p| p.samples) {
@@ -91,50 +114,59 @@ impl Server {
 }
 
 #[test]
-fn a_long_prompt_leaves_no_gap_in_running_streams_and_is_not_much_slower_itself() {
+fn long_prompts_leave_no_gap_in_running_streams_and_are_not_much_slower_themselves() {
     let mut alone = Server::new(1000);
     let id = alone.submit(0, 3000, 2);
     let alone = alone.until_first(id);
 
-    let mut server = Server::new(1000);
-    let streams: Vec<_> = (0..6).map(|_| server.submit(0, 50, 2000)).collect();
-    let mut before: Vec<f64> = (0..100).map(|_| server.step()).collect();
-    before.drain(..50);
-    before.sort_by(f64::total_cmp);
-    let median = before[before.len() / 2];
-    let long = server.submit(0, 3000, 2);
-    let beside = server.until_first(long);
-    for id in streams {
-        let worst = server.streams[&id].gaps().skip(50).fold(0.0, f64::max);
-        assert!(worst <= 4.0 * median && worst <= 400.0, "a gap of {worst} ms beside steps of {median} ms");
+    let mut server = Server::warm();
+    for round in 0..3 {
+        let streams: Vec<_> = (0..6).map(|_| server.submit(0, 50, 2000)).collect();
+        let mut before: Vec<f64> = (0..200).map(|_| server.step()).collect();
+        before.drain(..100);
+        before.sort_by(f64::total_cmp);
+        let median = before[before.len() / 2];
+        let began = server.now;
+        let long = server.submit(0, 3000, 2);
+        let beside = server.until_first(long);
+        let gaps = |id| server.streams[id].times.windows(2).filter(|pair| pair[1] > began);
+        let worst = streams.iter().flat_map(gaps).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max);
+        println!("round {round}: {:.2} steps at most, {:.2} of alone", worst / median, beside / alone);
+        assert!(worst <= 3.4 * median && worst <= 400.0, "{round}: {worst} ms beside steps of {median} ms");
+        assert!(beside <= 1.7 * alone, "{round}: {beside} ms, alone {alone} ms");
+        for id in streams {
+            server.scheduler.remove(id);
+        }
     }
-    assert!(beside <= 1.8 * alone, "{beside} ms, alone {alone} ms");
 }
 
 #[test]
 fn one_request_beside_fifty_waits_little_longer_than_alone() {
-    for (prompt, begun) in [(200, 0), (200, 1), (200, 5), (200, 40), (20, 3), (20, 40), (900, 10), (900, 60)]
+    for (prompt, begun) in
+        [(200, 0), (200, 1), (200, 5), (200, 40), (200, 90), (20, 3), (20, 40), (900, 10), (900, 60)]
     {
         let mut solo = Server::new(1000);
         let id = solo.submit(1, prompt, 10);
         let solo = solo.until_first(id);
 
-        let mut server = Server::new(1000);
+        let mut server = Server::warm();
         for _ in 0..50 {
-            server.submit(0, 200, 100);
+            server.submit(0, 200, 200);
         }
-        let mut longest = 0f64;
+        // The step before it came, or a longer one since.
+        let mut step = 0f64;
         for _ in 0..begun {
-            longest = server.step();
+            step = server.step();
         }
         let id = server.submit(1, prompt, 10);
         while server.streams[&id].times.is_empty() {
-            longest = longest.max(server.step());
+            step = step.max(server.step());
         }
         let beside = server.streams[&id].first();
+        println!("{prompt} tokens after {begun} steps: {beside:.0} ms, alone {solo:.0}, a step {step:.0}");
         assert!(
-            beside <= 2.0 * solo + longest,
-            "{prompt} tokens after {begun} steps: {beside} ms, alone {solo} ms"
+            beside <= 2.0 * solo + step,
+            "{prompt} tokens after {begun} steps: {beside} ms, alone {solo} ms, a step {step} ms"
         );
     }
 }

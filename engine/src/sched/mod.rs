@@ -34,7 +34,7 @@ mod simulation;
 
 pub use batch::{Batch, BatchSequence, BlockCopy};
 pub use forecast::Forecast;
-pub use pace::Pace;
+pub use pace::{Load, Pace};
 pub use pool::BlockPool;
 pub use prefix::PrefixCache;
 pub use queue::CallerLoad;

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::{
-    Arrival, BLOCK_TOKENS, Batch, BatchSequence, BlockPool, CallerLoad, Forecast, Pace, PrefixCache,
+    Arrival, BLOCK_TOKENS, Batch, BatchSequence, BlockPool, CallerLoad, Forecast, Load, Pace, PrefixCache,
     SequenceId, blocks_for,
     fairness::{Offer, RoundRobin},
+    pace::{Budget, LEAST},
     prefix::Keys,
     queue::Queue,
     sequence::Sequence,
@@ -95,8 +96,8 @@ pub struct Scheduler {
     pub(super) pace: Pace,
     pub(super) prompts: RoundRobin,
     pub(super) offers: Vec<(Offer, usize)>,
-    /// Its decoding sequences and tokens of prompts.
-    pub(super) step: (usize, usize),
+    /// What is in the step planned last.
+    pub(super) step: Load,
     pub(super) counts: Counts,
     /// Seconds that steps have taken in all.
     pub(super) clock: f64,
@@ -117,10 +118,10 @@ impl Scheduler {
             queue: Queue::new(),
             running: Vec::with_capacity(limits.sequences),
             paused: Vec::new(),
-            pace: Pace::new(limits.tokens, limits.sequences),
+            pace: Pace::new(limits.sequences),
             prompts: RoundRobin::new(QUANTUM, CREDIT),
             offers: Vec::with_capacity(limits.sequences),
-            step: (0, 0),
+            step: Load::default(),
             counts: Counts::default(),
             clock: 0.0,
             held: 0.0,
@@ -263,8 +264,9 @@ impl Scheduler {
         forecast.callers.clear();
         forecast.callers.extend(self.loads());
         (forecast.places, forecast.running) = (self.limits.sequences, self.running.len());
+        forecast.known = self.running() + self.waiting() + self.paused();
         forecast.held = self.held;
-        forecast.measure(&self.pace);
+        forecast.measure(&self.pace, Load { prompt: 0, lookback: 0, ..self.step });
     }
 
     /// Fills `batch` with the next step and `planned` with whose tokens and rows are in it, in the order of its
@@ -278,23 +280,25 @@ impl Scheduler {
         self.admit();
         // Decode first: a running stream never waits for somebody's prompt longer than one step. Older
         // ones first: whoever is preempted is younger, so not in this step yet.
+        self.step = Load::default();
         let mut at = 0;
         while at < self.running.len() {
             if self.running[at].is_decoding() && self.make_room(at, batch) {
+                self.step.context += self.running[at].computed;
                 self.schedule(at, 1, batch, planned);
             }
             at += 1;
         }
-        let decoding = batch.tokens.len();
-        let budget = self.pace.budget(decoding).min(self.limits.tokens - decoding);
-        self.share_out(budget, decoding);
+        self.step.decoding = batch.tokens.len();
+        let budget = self.pace.budget(self.step, self.limits.tokens - batch.tokens.len());
+        self.share_out(budget);
         for at in 0..self.running.len() {
-            let grant = self.running[at].grant;
+            let Sequence { grant, computed, .. } = self.running[at];
             if grant > 0 {
                 self.schedule(at, grant, batch, planned);
+                self.step.read(self.running[at].computed - computed, computed);
             }
         }
-        self.step = (decoding, batch.tokens.len() - decoding);
         self.queue.note_reading(&self.running);
     }
 
@@ -311,9 +315,8 @@ impl Scheduler {
 
     /// How long the step planned last took, with all that the worker did for it.
     pub fn took(&mut self, time: Duration) {
-        let (decoding, prompt) = self.step;
         self.clock += time.as_secs_f64();
-        self.pace.observe(decoding, prompt, time.as_secs_f64());
+        self.pace.observe(self.step, time.as_secs_f64());
     }
 
     /// Moves waiting sequences in while there are places and room for all their tokens, and a block's growth
@@ -349,12 +352,14 @@ impl Scheduler {
         }
     }
 
-    /// Shares out `budget` tokens between the prompts: round robin between callers, and the oldest first
+    /// Shares out `budget` between the prompts: round robin between callers, and the oldest first
     /// of each caller's. Callers pay for their part of decoding too: it takes the same machine's time.
-    fn share_out(&mut self, mut budget: usize, decoding: usize) {
+    fn share_out(&mut self, mut budget: Budget) {
         // At most half of what there is to share: prompts of somebody who decodes a lot go on too.
-        let worth = self.pace.decode_worth(decoding).min(budget as f64 / 2.0) / decoding.max(1) as f64;
-        let Self { running, prompts, offers, pool, keys, .. } = self;
+        let half = self.pace.piece(budget.seconds, 0).min(budget.tokens) as f64 / 2.0;
+        let worth = self.pace.decode_worth(self.step).min(half) / self.step.decoding.max(1) as f64;
+        let Self { running, prompts, offers, pool, keys, pace, .. } = self;
+        let least = budget.tokens.saturating_sub(LEAST);
         offers.clear();
         for (at, sequence) in running.iter_mut().enumerate() {
             if !sequence.is_reading() {
@@ -368,7 +373,7 @@ impl Scheduler {
                 offers.push((Offer { caller, weight, cost }, at));
             }
         }
-        while budget > 0 && !offers.is_empty() {
+        while budget.tokens > 0 && !offers.is_empty() {
             let is_alone = offers.len() == 1;
             let chosen = if is_alone {
                 0
@@ -378,13 +383,19 @@ impl Scheduler {
             };
             let (offer, at) = &mut offers[chosen];
             let sequence = &mut running[*at];
-            let left = sequence.left() - sequence.grant;
-            let grant = if is_alone { left } else { offer.cost }.min(budget);
+            let (before, left) = (sequence.computed + sequence.grant, sequence.left() - sequence.grant);
+            // However little time there is, so many tokens may always join.
+            let fits = pace.piece(budget.seconds, before).max(budget.tokens.saturating_sub(least));
+            let grant = if is_alone { left } else { offer.cost }.min(budget.tokens).min(fits);
+            if grant == 0 {
+                return;
+            }
             if is_alone {
                 prompts.debit(offer.caller, grant as f64);
             }
             sequence.grant += grant;
-            budget -= grant;
+            budget.tokens -= grant;
+            budget.seconds = (budget.seconds - pace.prompt_seconds(grant, before)).max(0.0);
             offer.cost = (left - grant).min(QUANTUM);
             if offer.cost == 0 {
                 let mut younger = *at + 1..running.len();
@@ -468,9 +479,9 @@ impl Scheduler {
         self.running.insert(at, sequence);
     }
 
-    /// Decoding sequences and tokens of prompts in the step planned last.
+    /// What is in the step planned last.
     #[cfg(test)]
-    pub(super) fn step_counts(&self) -> (usize, usize) {
+    pub(super) fn load(&self) -> Load {
         self.step
     }
 

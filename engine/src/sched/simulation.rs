@@ -8,7 +8,7 @@ use proptest::{
     test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner},
 };
 
-use super::*;
+use super::{pace::LEAST, *};
 
 /// What happens from outside between steps. Indices are taken modulo the number of live sequences.
 #[derive(Debug, Clone)]
@@ -260,9 +260,12 @@ impl Simulation {
         prop_assert!(batch.tokens.len() <= limits.tokens);
         prop_assert!(batch.sequences.len() <= limits.sequences);
         prop_assert!(batch.logit_rows.len() <= limits.logit_rows);
-        let (decoding, prompt) = self.scheduler.step_counts();
-        prop_assert_eq!(decoding + prompt, batch.tokens.len());
-        prop_assert!(prompt <= self.scheduler.pace().budget(decoding), "{} beside {}", prompt, decoding);
+        let load = self.scheduler.load();
+        prop_assert_eq!(load.decoding + load.prompt, batch.tokens.len());
+        let pace = self.scheduler.pace();
+        let (expected, limit) = (pace.seconds(load), pace.limit(load));
+        let kept = load.decoding == 0 || load.prompt <= LEAST || expected <= limit * (1.0 + 1e-6);
+        prop_assert!(kept, "{load:?} is expected to take {expected} s, {limit} allowed");
         Ok(())
     }
 

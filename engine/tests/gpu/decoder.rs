@@ -10,6 +10,7 @@ use m40llm_engine::{
     },
     gguf::{DType, Gguf},
     model::ModelConfig,
+    sched::BLOCK_TOKENS,
 };
 
 use crate::{
@@ -128,6 +129,85 @@ fn small_models_of_short_blocks() {
 #[test]
 fn small_models_of_k_quants() {
     small_models_in_every_kind_of_step(&[DType::Q4_K, DType::Q5_K, DType::Q6_K]);
+}
+
+/// A layer of keys and values kept so, with heads of every width, of groups of up to 4 and up to 8, and weights of
+/// every type between them, in steps of each kind: prompts beside one another, decode beside prompts, and decode of few
+/// and of many. For compute-sanitizer, under which a launch takes long.
+fn tiny_models(which: usize) {
+    let mut rng = fresh();
+    let kv_type = [KvType::F16, KvType::Q8, KvType::F32][which];
+    let plain = [DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0, DType::Q4_1, DType::Q5_0, DType::Q5_1];
+    for (i, head_dim) in [32, 64, 80, 96, 128].into_iter().enumerate() {
+        let (heads, kv_heads) = if (which + i).is_multiple_of(2) { (8, 1) } else { (4, 2) };
+        let (dtype, dim, ffn) = match head_dim {
+            128 => ([DType::Q4_K, DType::Q5_K, DType::Q6_K][which], 256, 256),
+            _ => (plain[(4 * which + i) % plain.len()], 64, 96),
+        };
+        let (family, seed) = ([Family::Llama, Family::Qwen2, Family::Qwen3][(which + i) % 3], rng.next());
+        let spec =
+            Spec { family, dtype, layers: 1, dim, heads, kv_heads, head_dim, ffn, seed, ..Spec::default() };
+        let (_dir, path) = written(&spec);
+        let wide: Vec<(usize, usize)> = (0..[9, 16, 24, 32][(which + i) % 4]).map(|s| (s, 1)).collect();
+        let steps: [&[(usize, usize)]; 5] =
+            [&[(0, 70), (1, 5)], &[(0, 1), (1, 2), (2, 1)], &[(0, 1)], &[(0, 1), (1, 1), (2, 1)], &wide];
+        let lengths: Vec<usize> = (0..wide.len())
+            .map(|i| steps.iter().copied().flatten().filter(|part| part.0 == i).map(|part| part.1).sum())
+            .collect();
+        let sequences = sequences(&mut rng, VOCAB, &lengths);
+        let found = Run::new(cuda(false), &path, &sequences, kv_type, &mut rng).in_steps(&steps);
+        check(&found, &path, kv_type, &format!("{spec:?}"));
+    }
+}
+
+#[test]
+fn tiny_models_over_f16() {
+    tiny_models(0);
+}
+
+#[test]
+fn tiny_models_over_q8() {
+    tiny_models(1);
+}
+
+#[test]
+fn tiny_models_over_f32() {
+    tiny_models(2);
+}
+
+/// Choices share their prompt's blocks, and go on in copies of the last one, which is not full.
+#[test]
+fn sequences_go_on_in_copies_of_a_block() {
+    let mut rng = fresh();
+    for (i, kv_type) in [KvType::F16, KvType::Q8, KvType::F32].into_iter().enumerate() {
+        let spec = Spec { family: Family::Qwen3, heads: 4, kv_heads: 2, seed: rng.next(), ..Spec::default() };
+        let (_dir, path) = written(&spec);
+        let prompt = &sequences(&mut rng, VOCAB, &[2 * BLOCK_TOKENS + 9 + i])[0];
+        let sequences: Vec<Vec<u32>> =
+            sequences(&mut rng, VOCAB, &[30; 4]).iter().map(|rest| [&prompt[..], rest].concat()).collect();
+        let tables = vec![vec![7, 2, 9, 0], vec![7, 2, 4, 3], vec![7, 2, 1, 8], vec![7, 2, 5, 6]];
+        let mut run = Run::over(tables, cuda(i == 0), &path, &sequences, kv_type);
+        run.step(&[(0, prompt.len())]);
+        (1..4).for_each(|choice| run.fork(0, choice));
+        // Each writes into its copy at once.
+        for _ in 0..30 {
+            run.step(&[(0, 1), (1, 1), (2, 1), (3, 1)]);
+        }
+        let bytes = run.decoder.backend().stored(1).unwrap();
+        check(&run, &path, kv_type, &format!("{spec:?}"));
+        // The prompt's part of each copy, to the bit.
+        let head_bytes = bytes.len() / 16 / spec.kv_heads / 2;
+        let token_bytes = spec.head_dim * kv_type.bytes(32) / 32;
+        let width = if kv_type == KvType::Q8 { spec.head_dim } else { token_bytes };
+        for copy in [4, 1, 5] {
+            for half in 0..2 * spec.kv_heads {
+                let part = |block: usize| {
+                    &bytes[(block * 2 * spec.kv_heads + half) * head_bytes..][..(9 + i) * width]
+                };
+                assert!(part(9) == part(copy), "{kv_type:?}: block {copy} is no copy");
+            }
+        }
+    }
 }
 
 #[test]

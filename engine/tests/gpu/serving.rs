@@ -1,10 +1,10 @@
 //! The demo model through the engine: the reference's texts, alone and in company, and nothing that leaks.
 
-use std::path::PathBuf;
+use std::{collections::HashSet, path::PathBuf};
 
 use m40llm_engine::{
-    BackendChoice, Engine, EngineConfig, Event, GenerateRequest, Generation, SamplingParams,
-    backend::cuda::Device, gguf::DType,
+    BackendChoice, Engine, EngineConfig, Event, GenerateRequest, Generation, KvType, PrefixCache,
+    SamplingParams, backend::cuda::Device, gguf::DType, sched::BLOCK_TOKENS,
 };
 
 use crate::{
@@ -22,19 +22,18 @@ fn demo_model() -> PathBuf {
     path
 }
 
-fn load(backend: BackendChoice, max_batch: usize) -> Engine {
-    let config = EngineConfig {
-        backend,
-        ctx_size: Some(1024),
-        max_batch,
-        max_queue: 20_000,
-        ..EngineConfig::default()
-    };
-    Engine::load(&demo_model(), &config, |_| {}).unwrap()
+fn config(backend: BackendChoice, max_batch: usize) -> EngineConfig {
+    EngineConfig { backend, ctx_size: Some(1024), max_batch, max_queue: 20_000, ..EngineConfig::default() }
 }
 
+fn load(backend: BackendChoice, max_batch: usize) -> Engine {
+    Engine::load(&demo_model(), &config(backend, max_batch), |_| {}).unwrap()
+}
+
+const CUDA: BackendChoice = BackendChoice::Cuda { device: None, require_sm52: false };
+
 fn cuda(max_batch: usize) -> Engine {
-    load(BackendChoice::Cuda { device: None, require_sm52: false }, max_batch)
+    load(CUDA, max_batch)
 }
 
 fn submit(engine: &Engine, prompt: &str, max_tokens: usize, sampling: SamplingParams) -> Generation {
@@ -127,7 +126,7 @@ fn greedy_tokens_of_random_models_are_the_references() {
         };
         let expected = answers(BackendChoice::Reference);
         assert!(expected.iter().all(|ids| ids.len() == 48), "{expected:?}");
-        let found = answers(BackendChoice::Cuda { device: None, require_sm52: false });
+        let found = answers(CUDA);
         assert_eq!(found, expected, "{spec:?}");
     }
 }
@@ -147,6 +146,46 @@ fn sampling_on_the_device_is_sampling_on_the_host() {
         let sampling = SamplingParams { seed: Some(i as u64 + 1), ..params };
         let found = text(submit(&engine, QUESTIONS[i], 32, sampling.clone()));
         assert_eq!(found, text(submit(&reference, QUESTIONS[i], 32, sampling)), "{i}");
+    }
+}
+
+/// Choices share their prompt's blocks, but for the last one, which is not full: each gets a copy of it to go on in.
+/// In f32, as steps of other widths sum in another order: what that changes, storing in f16 rounds up to 1e-4 of a logit, and
+/// one draw in some thousand falls so near to the next token.
+#[test]
+fn choices_are_what_each_would_be_alone() {
+    let shared = "The lighthouse keeper writes down what the weather does, hour after hour. ".repeat(16);
+    let config = EngineConfig { kv_type: KvType::F32, prefix_cache: PrefixCache::Off, ..config(CUDA, 8) };
+    let engine = Engine::load(&demo_model(), &config, |_| {}).unwrap();
+    let text = format!("<|im_start|>user\n{shared}Why?<|im_end|>\n<|im_start|>assistant\n");
+    let prompt = engine.tokenizer().encode(&text, true, true);
+    assert_ne!(prompt.len() % BLOCK_TOKENS, 0, "the last block is full: change the prompt");
+    let blocks = prompt.len().div_ceil(BLOCK_TOKENS);
+    for seeded in [false, true] {
+        let request = |i: u64| GenerateRequest {
+            prompt: prompt.clone(),
+            max_tokens: Some(40),
+            ignore_eos: true,
+            sampling: if seeded {
+                SamplingParams { seed: Some(i), top_k: 40, ..SamplingParams::default() }
+            } else {
+                SamplingParams::greedy()
+            },
+            ..GenerateRequest::default()
+        };
+        let alone: Vec<_> = (0..4).map(|i| ids(engine.submit(request(i)).unwrap())).collect();
+        let different = alone.iter().collect::<HashSet<_>>().len();
+        assert_eq!(different, if seeded { 4 } else { 1 }, "{alone:?}");
+        let mut choices = engine.submit_choices((0..4).map(request).collect()).unwrap();
+        // Each has had something: all hold their blocks.
+        let first: Vec<_> = choices.iter_mut().map(|choice| choice.blocking_next().unwrap()).collect();
+        let used = engine.stats().kv_blocks_used;
+        assert!(used <= blocks + 2 * 4, "{used} blocks for a prompt of {blocks}");
+        for ((choice, first), alone) in choices.into_iter().zip(first).zip(&alone) {
+            let Event::Text { tokens, .. } = first else { panic!("{first:?}") };
+            let together = tokens.iter().map(|token| token.id).chain(ids(choice));
+            assert_eq!(&together.collect::<Vec<_>>(), alone, "seeded: {seeded}");
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use m40llm_engine::{
     sched::{BLOCK_TOKENS, Batch},
 };
 
-use crate::run::{Run, reference};
+use crate::run::{Run, fresh, reference};
 
 /// Numbers that share a scale in 8 bits.
 const GROUP: usize = 32;
@@ -172,5 +172,39 @@ impl Backend for Changed {
 
     fn row(&self, index: usize) -> Row<'_> {
         self.reference.row(index)
+    }
+}
+
+/// Needs no device: what holds the numbers that a device has stored would see one wrong step, and one wrong scale.
+#[test]
+fn a_number_stored_wrong_shows() {
+    let (mut rng, head_dim, slot) = (fresh(), 80usize, 3);
+    let exact: Vec<f32> = (0..head_dim).map(|_| rng.signed()).collect();
+    let groups = head_dim.div_ceil(GROUP);
+    let mut bytes = vec![0; 2 * BLOCK_TOKENS * (head_dim + 2 * groups)];
+    let scale_at = |g: usize| BLOCK_TOKENS * head_dim + 2 * (slot * groups + g);
+    for (g, group) in exact.chunks(GROUP).enumerate() {
+        let scale = f16::from_f32(group.iter().fold(0f32, |most, x| most.max(x.abs())) / 127.0);
+        bytes[scale_at(g)..scale_at(g) + 2].copy_from_slice(&scale.to_le_bytes());
+        for (i, x) in group.iter().enumerate() {
+            let step = (x / scale.to_f32()).round().clamp(-127.0, 127.0) as i8;
+            bytes[slot * head_dim + g * GROUP + i] = step as u8;
+        }
+    }
+    let is_taken = |bytes: &[u8]| {
+        let stored = Stored { layers: vec![bytes.to_vec()], kv_type: KvType::Q8, kv_heads: 1, head_dim };
+        let mut key = exact.clone();
+        std::panic::catch_unwind(move || stored.take(0, [0, slot, 0], 0, &mut key)).is_ok()
+    };
+    assert!(is_taken(&bytes));
+    for wrong in [slot * head_dim + 7, slot * head_dim + head_dim - 1] {
+        let mut bytes = bytes.clone();
+        bytes[wrong] = (bytes[wrong] as i8).wrapping_add(1) as u8;
+        assert!(!is_taken(&bytes), "a step more at {wrong} was not seen");
+    }
+    for g in 0..groups {
+        let mut bytes = bytes.clone();
+        bytes[scale_at(g)] = bytes[scale_at(g)].wrapping_add(3);
+        assert!(!is_taken(&bytes), "another scale of group {g} was not seen");
     }
 }

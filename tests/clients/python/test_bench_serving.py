@@ -21,5 +21,6 @@ def test_the_serving_benchmark_measures_all_of_it(server, tmp_path):
     assert found["memory"]["preemptions"] > 0
     assert found["prefix"]["cached"] == 96
     assert found["long"]["ttft_beside_s"] > 0 and found["fairness"]["ttft_s"] > 0
+    assert found["soak"]["ratio"] > 0
     assert all(rate["goodput_per_s"] > 0 for rate in found["open_loop"])
     assert xml.etree.ElementTree.parse(chart).getroot().tag.endswith("svg")

@@ -1,6 +1,8 @@
 //! Products, loading and sampling on a real device against f64 on the host. Fail where there is no device; the tests of
 //! whole models are in `tests/gpu`.
 
+mod sampling;
+
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 
 use half::f16;
@@ -11,9 +13,9 @@ use rand_chacha::{
 
 use super::{
     Device,
-    arguments::{Logits, Mode},
+    arguments::Mode,
     cublas::{Cublas, LibraryProducts},
-    gpu::{Buffer, Dims, Gpu, Pinned, arguments},
+    gpu::{Buffer, Gpu, Pinned},
     products::{FUSED_BATCH, Input, Products, SMALL_BATCH},
     state::State,
     weights::{Loader, Matrix, ON_CARD, Vector, on_card},
@@ -286,49 +288,78 @@ fn products_of_every_type_equal_f64() {
     }
 }
 
+/// A product that adds to the residual stream and begins a norm of it, and one that reads it so.
+fn check_divided(
+    rig: &mut Rig,
+    products: &Products,
+    dtype: DType,
+    dim: usize,
+    columns: usize,
+    tokens: usize,
+) {
+    let capacity = Capacity { tokens: FUSED_BATCH, logit_rows: FUSED_BATCH, ..rig.state.capacity };
+    let shape = Shape { dim, ..rig.state.shape.clone() };
+    rig.state = State::new(&mut rig.gpu, &shape, &capacity).expect("run state");
+    let (first, second) = (rig.tensor(dtype, dim, columns), rig.tensor(dtype, 100, dim));
+    let (before, x, weights) = (rig.numbers(tokens * dim), rig.numbers(tokens * columns), rig.numbers(dim));
+    let norm = Vector::new(&mut rig.gpu, &weights).expect("a norm");
+    let (stream, x_on_device) = (rig.activations(&before, dim, false), rig.activations(&x, columns, false));
+    let out = Buffer::new(rig.gpu.context(), tokens * 400, "out").expect("out");
+    for buffer in [&out, &rig.state.hidden, &rig.state.squares] {
+        buffer.fill(POISON).expect("poison");
+    }
+    let input = |x: u64, divided| Input { x, norm: 0, small: false, divided, tokens };
+    let (w1, w2) = (rig.load(&first), rig.load(&second));
+    let (plain, divided) = (input(x_on_device.pointer(), false), input(rig.state.hidden.pointer(), true));
+    let (add, gpu, state) = (Mode::AddNormed(norm.natural()), &mut rig.gpu, &rig.state);
+    products.run(gpu, state, &plain, add, &[(&w1, stream.pointer(), 0)]).expect("a launch");
+    products.run(gpu, state, &divided, Mode::Store, &[(&w2, out.pointer(), 0)]).expect("a launch");
+
+    let x: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+    let sums: Vec<f64> = multiply(&first, &x).iter().zip(&before).map(|(y, &x)| y + f64::from(x)).collect();
+    let off = difference(&rig.read(&stream, tokens * dim), &sums);
+    assert!(off <= TOLERANCE, "{}, {dim}, {tokens} tokens, the sums: {off:e}", dtype.name());
+    let mut normalised = sums;
+    for row in normalised.chunks_exact_mut(dim) {
+        let square = row.iter().map(|x| x * x).sum::<f64>() / dim as f64;
+        let scale = 1.0 / (square + f64::from(rig.state.shape.norm_epsilon)).sqrt();
+        row.iter_mut().zip(&weights).for_each(|(x, &w)| *x *= scale * f64::from(w));
+    }
+    let off = difference(&rig.read(&out, tokens * 100), &multiply(&second, &normalised));
+    assert!(off <= TOLERANCE, "{}, {dim}, {tokens} tokens: {off:e}", dtype.name());
+}
+
 #[test]
 fn a_norm_in_two_products_equals_f64() {
     let mut rig = Rig::new();
-    let capacity = Capacity { tokens: FUSED_BATCH, logit_rows: FUSED_BATCH, ..rig.state.capacity };
     for dtype in ON_CARD {
         let products = Products::find(&rig.gpu, &[dtype], None).expect("kernels");
         // Few stripes and many, the last one not full where blocks are small enough.
         for dim in [224, 2080, 4608].map(|dim| columns_for(dtype, dim)) {
-            let shape = Shape { dim, ..rig.state.shape.clone() };
-            rig.state = State::new(&mut rig.gpu, &shape, &capacity).expect("run state");
             let tokens = SMALL_BATCH + 1 + rig.below(FUSED_BATCH - SMALL_BATCH);
-            let (first, second) = (rig.tensor(dtype, dim, 512), rig.tensor(dtype, 100, dim));
-            let (before, x, weights) =
-                (rig.numbers(tokens * dim), rig.numbers(tokens * 512), rig.numbers(dim));
-            let norm = Vector::new(&mut rig.gpu, &weights).expect("a norm");
-            let (stream, x_on_device) =
-                (rig.activations(&before, dim, false), rig.activations(&x, 512, false));
-            let out = Buffer::new(rig.gpu.context(), tokens * 400, "out").expect("out");
-            for buffer in [&out, &rig.state.hidden, &rig.state.squares] {
-                buffer.fill(POISON).expect("poison");
-            }
-            let input = |x: u64, divided| Input { x, norm: 0, small: false, divided, tokens };
-            let (w1, w2) = (rig.load(&first), rig.load(&second));
-            let (plain, divided) =
-                (input(x_on_device.pointer(), false), input(rig.state.hidden.pointer(), true));
-            let (add, gpu, state) = (Mode::AddNormed(norm.natural()), &mut rig.gpu, &rig.state);
-            products.run(gpu, state, &plain, add, &[(&w1, stream.pointer(), 0)]).expect("a launch");
-            products.run(gpu, state, &divided, Mode::Store, &[(&w2, out.pointer(), 0)]).expect("a launch");
-
-            let x: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
-            let sums: Vec<f64> =
-                multiply(&first, &x).iter().zip(&before).map(|(y, &x)| y + f64::from(x)).collect();
-            let off = difference(&rig.read(&stream, tokens * dim), &sums);
-            assert!(off <= TOLERANCE, "{}, {dim}, {tokens} tokens, the sums: {off:e}", dtype.name());
-            let mut normalised = sums;
-            for row in normalised.chunks_exact_mut(dim) {
-                let square = row.iter().map(|x| x * x).sum::<f64>() / dim as f64;
-                let scale = 1.0 / (square + f64::from(rig.state.shape.norm_epsilon)).sqrt();
-                row.iter_mut().zip(&weights).for_each(|(x, &w)| *x *= scale * f64::from(w));
-            }
-            let off = difference(&rig.read(&out, tokens * 100), &multiply(&second, &normalised));
-            assert!(off <= TOLERANCE, "{}, {dim}, {tokens} tokens: {off:e}", dtype.name());
+            check_divided(&mut rig, &products, dtype, dim, 512, tokens);
         }
+    }
+}
+
+/// Every product kernel of every type, its stripes cut along the columns and shared out among blocks: for compute-sanitizer,
+/// under which a launch takes long.
+#[test]
+fn tiny_products_of_every_type() {
+    let mut rig = Rig::new();
+    let columns = 1280;
+    for dtype in ON_CARD {
+        let products = Products::find(&rig.gpu, &[dtype], None).expect("kernels");
+        for tokens in [1, 2, 4, 8, 12, 16, 24, 32, 64, 65] {
+            let small = tokens <= SMALL_BATCH;
+            let second = if tokens <= FUSED_BATCH { Mode::Gated } else { Mode::SiluMul };
+            check(&mut rig, &products, Case { dtype, rows: 70, columns, tokens, small, mode: Mode::Store });
+            check(&mut rig, &products, Case { dtype, rows: 64, columns, tokens, small, mode: second });
+            if (SMALL_BATCH + 1..=FUSED_BATCH).contains(&tokens) {
+                check_divided(&mut rig, &products, dtype, columns_for(dtype, 320), 512, tokens);
+            }
+        }
+        println!("{}", dtype.name());
     }
 }
 
@@ -382,58 +413,5 @@ fn converted_types_are_their_blocks_within_their_rounding() {
         // A half has 11 digits, so rounding to it is off by 2^-12 of a number at most, and less in the mean.
         let tolerance = if words.contains("exactly") { TOLERANCE } else { 3e-4 };
         assert!(off <= tolerance, "{}: {off:e}", dtype.name());
-    }
-}
-
-#[test]
-fn the_best_tokens_are_those_of_a_sort() {
-    let mut rig = Rig::new();
-    for vocab in [5, 64, 4097, 32_000, 151_936] {
-        let rows = 1 + rig.below(20);
-        let mut logits = rig.numbers(rows * vocab);
-        for i in (0..logits.len()).step_by(7) {
-            logits[i] = (logits[i] * 8.0).round() / 8.0;
-        }
-        logits[0] = f32::NAN;
-        let on_device = rig.gpu.clone_to_device(&logits, "logits").expect("logits");
-        for k in [1, 2, 40, 64] {
-            let k = k.min(vocab);
-            let context = rig.gpu.context().clone();
-            let make = |bytes: usize| Buffer::zeroed(&context, bytes, "results").expect("memory");
-            let (ids, values, sums) = (make(rows * k * 4), make(rows * k * 4), make(rows * 8));
-            let (partial, counters) = (make(rows * vocab.div_ceil(4096) * 512), make(4096));
-            let argument = Logits {
-                logits: on_device.pointer(),
-                ids: ids.pointer(),
-                values: values.pointer(),
-                sums: sums.pointer(),
-                partial: partial.pointer(),
-                counters: counters.pointer(),
-                vocab: vocab as i32,
-                k: k as i32,
-            };
-            let (name, segment) = if k == 1 { ("argmax_rows", 4096) } else { ("top_k_rows", 8192) };
-            let kernel = rig.gpu.kernel(name).expect("a kernel");
-            let grid = [vocab.div_ceil(segment) as u32, rows as u32, 1];
-            let dims = Dims { grid, block: [256, 1, 1], shared: 0 };
-            // SAFETY: the argument of sample.cu's kernels, with room for what its header says.
-            unsafe { rig.gpu.launch(&kernel, dims, 0, arguments![argument]) }.expect("a launch");
-            let ids: Vec<u32> = rig.read(&ids, rows * k).into_iter().map(f32::to_bits).collect();
-            let values = rig.read(&values, rows * k);
-            for row in 0..rows {
-                let all = &logits[row * vocab..(row + 1) * vocab];
-                let mut sorted: Vec<(u32, f32)> =
-                    (0u32..).zip(all.iter().copied()).filter(|(_, l)| !l.is_nan()).collect();
-                sorted.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-                for (i, &(id, value)) in sorted.iter().take(k).enumerate() {
-                    let at = row * k + i;
-                    assert_eq!(
-                        (ids[at], values[at]),
-                        (id, value),
-                        "vocab {vocab}, row {row}, place {i} of {k}"
-                    );
-                }
-            }
-        }
     }
 }
