@@ -22,7 +22,7 @@ CUDA ?= $(shell scripts/has-cuda-driver.sh && echo 1 || echo 0)
 RUN_FEATURES = $(if $(filter 1,$(CUDA)),$(FEATURES))
 
 .PHONY: help run test test-rust test-clients debug-binary test-full test-ui test-container test-gpu sanitize-gpu lint audit openapi header \
-	bench bench-gateway bench-peer bench-serving cuda-toolchain cuda-if-wanted sass-report
+	bench bench-gateway bench-peer bench-serving bench-structured cuda-toolchain cuda-if-wanted sass-report
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 14
@@ -44,6 +44,7 @@ test-clients: debug-binary
 	tests/clients/run.sh $(DEBUG_BINARY) "$(call fetched,smollm2)"
 
 test-full: export TEST_KILLS = 100
+test-full: export TEST_ABANDONED = 1000
 test-full: test-rust debug-binary ## As test, with larger counts and both models
 	tests/clients/run.sh $(DEBUG_BINARY) "$(call fetched,smollm2)" --full
 	tests/clients/run.sh $(DEBUG_BINARY) "$(call fetched,qwen2.5-coder-0.5b)" --full
@@ -103,6 +104,9 @@ bench-peer: ## The same figures beside llama.cpp's
 bench-serving: ## What callers notice of each other: throughput, gaps, prefixes, memory, fairness (ARGS=--check, --chart)
 	cargo build --release -p m40llm
 	python3 scripts/bench-serving.py $(ARGS)
+
+bench-structured: ## What constrained decoding costs on this machine's CPU (MODEL=, ARGS=--check)
+	cargo bench --quiet -p m40llm-engine --bench structured -- "$(call fetched,$(MODEL))" $(ARGS)
 
 cuda-toolchain: ## Install the compiler of the CUDA kernels into .cuda/ (nothing else of the system is touched)
 	@scripts/cuda-toolchain.sh compiler

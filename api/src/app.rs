@@ -31,7 +31,7 @@ use crate::{
     error::{ApiError, RETRY_AFTER_MS, shape_rejections},
     observe::{self, Metrics},
     routes,
-    stream::PREDICTED_TTFT,
+    stream::{PREDICTED_TTFT, QUEUE_POSITION},
     transport::{self, Limits, guard, tls::Tls},
 };
 
@@ -333,6 +333,7 @@ fn cors(origins: &[String]) -> CorsLayer {
         header::RETRY_AFTER,
         RETRY_AFTER_MS,
         PREDICTED_TTFT,
+        QUEUE_POSITION,
     ];
     for kind in ["requests", "tokens"] {
         for what in ["limit", "remaining", "reset"] {

@@ -47,8 +47,9 @@ pub(crate) struct Sequences {
     started: Instant,
     first_output: Option<Duration>,
     failed: bool,
-    /// Until the first token, as it was expected.
+    /// Until the first token, as it was expected, and the place in the queue; of several the last.
     predicted: Duration,
+    position: usize,
 }
 
 /// What is kept of a sequence for logs and metrics.
@@ -64,6 +65,8 @@ struct Part {
 
 /// In milliseconds.
 pub(crate) const PREDICTED_TTFT: HeaderName = HeaderName::from_static("x-m40-predicted-ttft-ms");
+/// 0 has a place in the batch at once.
+pub(crate) const QUEUE_POSITION: HeaderName = HeaderName::from_static("x-m40-queue-position");
 
 /// A finished sequence.
 #[derive(Debug)]
@@ -97,7 +100,7 @@ impl Sequences {
         log.set_model(&state.config().model_id);
         let mut streams = StreamMap::with_capacity(count);
         let mut parts = Vec::with_capacity(count);
-        let mut predicted = Duration::ZERO;
+        let (mut predicted, mut position) = (Duration::ZERO, 0);
         let mut requests = requests.into_iter().peekable();
         while let Some(prompt_tokens) = requests.peek().map(|first| first.prompt.len() as u64) {
             let choices = requests.by_ref().take(per_prompt).collect();
@@ -111,6 +114,7 @@ impl Sequences {
             for (choice, generation) in generations.into_iter().enumerate() {
                 meters.push(Arc::clone(generation.meter()));
                 predicted = predicted.max(generation.predicted_first_token());
+                position = position.max(generation.queue_position());
                 let prompt_tokens = if choice == 0 { prompt_tokens } else { 0 };
                 let timings = generation.timings();
                 parts.push(Part { timings, prompt_tokens, tokens: 0, last_output: None, reason: None });
@@ -131,6 +135,7 @@ impl Sequences {
             first_output: None,
             failed: false,
             predicted,
+            position,
         })
     }
 
@@ -139,9 +144,12 @@ impl Sequences {
         self.ticket.meter(i)
     }
 
-    /// A header of the answer: after how long its first token was expected.
-    pub(crate) fn predicted(&self) -> [(HeaderName, HeaderValue); 1] {
-        [(PREDICTED_TTFT, HeaderValue::from(self.predicted.as_millis() as u64))]
+    /// Headers of the answer: after how long its first token was expected, and from which place in the queue.
+    pub(crate) fn predicted(&self) -> [(HeaderName, HeaderValue); 2] {
+        [
+            (PREDICTED_TTFT, HeaderValue::from(self.predicted.as_millis() as u64)),
+            (QUEUE_POSITION, HeaderValue::from(self.position)),
+        ]
     }
 
     /// The next event of any sequence; `None` after the last sequence's end.

@@ -52,6 +52,7 @@ pub struct Generation {
     timings: Timings,
     shared: Arc<Shared>,
     predicted: Duration,
+    position: usize,
 }
 
 impl Drop for Generation {
@@ -66,6 +67,11 @@ impl Generation {
     /// After how long the first token was expected when the request was submitted.
     pub fn predicted_first_token(&self) -> Duration {
         self.predicted
+    }
+
+    /// Where it stood in the queue when it was submitted: 0 has a place at once, 1 gets the next one.
+    pub fn queue_position(&self) -> usize {
+        self.position
     }
 
     /// The next event; `None` after [`Event::Done`] or [`Event::Failed`].
@@ -385,8 +391,13 @@ impl Engine {
         if inner.draining.load(Ordering::Relaxed) {
             return Err(SubmitError::Draining);
         }
-        let predicted = requests.first().map_or(Duration::ZERO, |first| {
-            lock(&inner.shared.forecast).first_token(first.caller, first.weight, first.prompt.len())
+        let (predicted, position) = requests.first().map_or((Duration::ZERO, 0), |first| {
+            let forecast = lock(&inner.shared.forecast);
+            let unseen = inner.active.load(Ordering::Relaxed).saturating_sub(forecast.known);
+            (
+                forecast.first_token(first.caller, first.weight, first.prompt.len()),
+                forecast.position(first.caller, first.weight, unseen),
+            )
         });
         let mut jobs: Vec<Job> = Vec::with_capacity(requests.len());
         let mut generations = Vec::with_capacity(requests.len());
@@ -413,7 +424,7 @@ impl Engine {
                 trace,
             });
             let shared = Arc::clone(&inner.shared);
-            generations.push(Generation { events, meter, timings, shared, predicted });
+            generations.push(Generation { events, meter, timings, shared, predicted, position });
         }
         inner.jobs.send(jobs).map_err(|_| SubmitError::Stopped("its worker thread is gone".into()))?;
         inner.shared.bell.ring();

@@ -29,7 +29,7 @@ use crate::{
     observe::{REQUEST_ID, RequestLog},
     openai::Usage,
     stream::{Frames, Framing, Sequences, Wire, respond},
-    tools::{Thoughts, Turn},
+    tools::Turn,
     validate,
 };
 
@@ -68,7 +68,6 @@ pub(super) async fn create(
     let mut speech = Speech {
         turn: Turn::new(&job.reading),
         blocks: Blocks::default(),
-        thoughts: Thoughts::default(),
         stops,
         ended: (StopReason::EndTurn, None),
     };
@@ -93,7 +92,7 @@ pub(super) async fn create(
         content: speech.blocks.take(),
         stop_reason: Some(stop_reason),
         stop_sequence,
-        usage: usage(counts, speech.thoughts.tokens()),
+        usage: usage(counts, speech.turn.reasoning_tokens().unwrap_or_default()),
         ..message
     };
     Ok((predicted, Json(message)).into_response())
@@ -135,7 +134,6 @@ fn usage(counts: Usage, thinking_tokens: usize) -> MessageUsage {
 struct Speech {
     turn: Turn,
     blocks: Blocks,
-    thoughts: Thoughts,
     /// The stop sequences.
     stops: Vec<String>,
     /// Why it ended, once it has, and by which stop sequence.
@@ -146,9 +144,7 @@ impl Speech {
     fn event(&mut self, event: Event, tell: Tell<'_>) {
         match event {
             Event::Text { text, tokens } => {
-                let count = tokens.len();
                 let (pieces, _) = self.turn.push(&text, tokens);
-                self.thoughts.note(count, &pieces);
                 self.blocks.say(pieces, tell);
             }
             Event::Done { reason, matched, .. } => {
@@ -197,7 +193,7 @@ impl Wire for Events {
     fn close(&mut self, counts: Usage, out: &mut Frames) {
         let (stop_reason, stop_sequence) = &self.speech.ended;
         let delta = Delta::End { stop_reason: *stop_reason, stop_sequence: stop_sequence.as_deref() };
-        let usage = Some(usage(counts, self.speech.thoughts.tokens()));
+        let usage = Some(usage(counts, self.speech.turn.reasoning_tokens().unwrap_or_default()));
         let delta = Some(delta);
         send(&MessageEvent { r#type: "message_delta", delta, usage, ..MessageEvent::default() }, out);
         send(&MessageEvent { r#type: "message_stop", ..MessageEvent::default() }, out);

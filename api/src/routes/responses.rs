@@ -34,7 +34,7 @@ use crate::{
         },
     },
     stream::{Frames, Framing, Sequences, Wire, respond},
-    tools::{Thoughts, Turn},
+    tools::Turn,
     validate,
 };
 
@@ -83,7 +83,6 @@ pub(super) async fn create(
     let mut speech = Speech {
         turn: Turn::new(&job.reading),
         output: Output::default(),
-        thoughts: Thoughts::default(),
         reason: FinishReason::Stop,
         logprobs: job.logprobs.then_some(model),
     };
@@ -100,7 +99,6 @@ pub(super) async fn create(
 struct Speech {
     turn: Turn,
     output: Output,
-    thoughts: Thoughts,
     /// Why it ended, once it has.
     reason: FinishReason,
     /// Whose tokens have log-probabilities, when these are wanted.
@@ -110,12 +108,7 @@ struct Speech {
 impl Speech {
     fn event(&mut self, event: Event, tell: Tell<'_>) {
         let ((pieces, tokens), ended) = match event {
-            Event::Text { text, tokens } => {
-                let count = tokens.len();
-                let said = self.turn.push(&text, tokens);
-                self.thoughts.note(count, &said.0);
-                (said, None)
-            }
+            Event::Text { text, tokens } => (self.turn.push(&text, tokens), None),
             Event::Done { reason, .. } => (self.turn.finish(), Some(reason)),
             Event::Prompt(_) | Event::Failed(_) => return,
         };
@@ -145,7 +138,9 @@ impl Speech {
                     cache_write_tokens: 0,
                 },
                 output_tokens: usage.completion_tokens,
-                output_tokens_details: OutputTokensDetails { reasoning_tokens: self.thoughts.tokens() },
+                output_tokens_details: OutputTokensDetails {
+                    reasoning_tokens: self.turn.reasoning_tokens().unwrap_or_default(),
+                },
                 total_tokens: usage.total_tokens,
             }),
             ..answer

@@ -12,14 +12,12 @@ mod llama;
 mod reader;
 #[cfg(test)]
 mod reader_tests;
-mod thoughts;
 mod turn;
 
 pub(crate) use family::{Family, Format};
 pub(crate) use generic::rewrite;
 pub(crate) use grammar::{Calling, Mark};
 pub(crate) use reader::{Calls, Reader, Reading, THINK, Thinks};
-pub(crate) use thoughts::Thoughts;
 pub(crate) use turn::{Said, Turn, collect};
 
 /// A call's id, unique.

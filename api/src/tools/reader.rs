@@ -130,9 +130,9 @@ impl Reader {
         self.calls > 0 && !matches!(self.state, State::Arguments(_))
     }
 
-    /// Whether the model is thinking, as far as is known; none of a model that never does.
-    pub(crate) fn is_thinking(&self) -> Option<bool> {
-        self.reading.thinks.map(|_| matches!(self.state, State::Thoughts))
+    /// Whether thoughts are looked out for.
+    pub(crate) fn may_think(&self) -> bool {
+        self.reading.thinks.is_some()
     }
 
     /// Whether text is held back that may yet become a piece.

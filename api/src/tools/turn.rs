@@ -2,7 +2,7 @@
 
 use m40llm_engine::{Event, FinishReason, TokenOut};
 
-use super::{Piece, Reader, Reading};
+use super::{Piece, Reader, Reading, thoughts::Thoughts};
 use crate::{error::ApiError, openai::Usage, stream::Sequences};
 
 /// One choice under way.
@@ -11,22 +11,19 @@ pub(crate) struct Turn {
     reader: Reader,
     /// Tokens of text that the reader holds back.
     held: Vec<TokenOut>,
-    /// Tokens of thoughts so far.
-    thoughts: usize,
+    thoughts: Thoughts,
 }
 
 impl Turn {
     pub(crate) fn new(reading: &Reading) -> Self {
-        Self { reader: reading.reader(), held: Vec::new(), thoughts: 0 }
+        Self { reader: reading.reader(), held: Vec::new(), thoughts: Thoughts::default() }
     }
 
     /// What an event's text and tokens settle: pieces, and the tokens of the text among them. The tokens of
     /// calls and of reasoning go with neither.
     pub(crate) fn push(&mut self, text: &str, tokens: Vec<TokenOut>) -> (Vec<Piece>, Vec<TokenOut>) {
-        if self.reader.is_thinking() == Some(true) {
-            self.thoughts += tokens.len();
-        }
         let pieces = self.reader.push(text);
+        self.thoughts.note(tokens.len(), &pieces);
         // A token without text of its own may be part of a character or of a stop string to come.
         let silent = text.is_empty() && self.reader.is_in_text();
         self.held.extend(tokens);
@@ -46,7 +43,7 @@ impl Turn {
 
     /// Tokens of thoughts; none of a model that never thinks.
     pub(crate) fn reasoning_tokens(&self) -> Option<usize> {
-        self.reader.is_thinking().map(|_| self.thoughts)
+        self.reader.may_think().then(|| self.thoughts.tokens())
     }
 
     fn release(&mut self, pieces: Vec<Piece>, silent: bool) -> (Vec<Piece>, Vec<TokenOut>) {

@@ -1,7 +1,7 @@
 //! What an output may be and how it is read: from the tools, the answer's format, and the model's ways.
 
 use m40llm_engine::{
-    Constraint, Engine, Grammar,
+    Constraint, ConstraintError, Engine, Grammar,
     text::{ChatTemplate, Tokenizer},
 };
 use serde_json::json;
@@ -57,25 +57,27 @@ impl Output {
             output.print(tokenizer, THINK.0);
             output.print(tokenizer, THINK.1);
         }
-        if tools.functions.is_empty() && json.is_none() {
+        if tools.functions.is_empty() && (json.is_none() || thinks.is_none()) {
+            output.constraint = answer.map(|answer| answer.constraint.clone());
             return Ok(output);
         }
-        let functions = tools
-            .functions
-            .iter()
-            .map(|function| Ok((function.name.as_str(), arguments(function, tools.must, engine)?)));
         let param = answer.map_or("tools", |answer| answer.param);
-        let answer = json.as_ref().map(Grammar::json).transpose();
-        let calling = Calling {
+        let json = json.as_ref().map(Grammar::json).transpose();
+        let mut calling = Calling {
             tokenizer,
             format,
-            functions: functions.collect::<Result<_, ApiError>>()?,
+            functions: arguments(tools, |_| Ok(()))?,
             must: tools.must,
             several: tools.several,
             thinks,
-            answer: answer.map_err(|e| ApiError::invalid(param, e))?,
+            answer: json.map_err(|e| ApiError::invalid(param, e))?,
         };
-        let constraint = engine.constrain(&Grammar::Lark(calling.lark()));
+        let mut constraint = engine.constrain(&Grammar::Lark(calling.lark()));
+        if constraint.is_err() {
+            // Which of the schemas it was is only asked then.
+            calling.functions = arguments(tools, |schema| engine.constrain(schema).map(drop))?;
+            constraint = engine.constrain(&Grammar::Lark(calling.lark()));
+        }
         output.constraint = Some(constraint.map_err(|e| ApiError::invalid(param, e))?);
         Ok(output)
     }
@@ -111,15 +113,26 @@ fn thinks(template: &ChatTemplate, prompt: &str) -> Option<Thinks> {
     }
 }
 
-/// A function's arguments as an expression of the grammar. A schema that cannot be enforced is refused where the
-/// call must be made or is strict; elsewhere it was a hint, and the arguments are any object.
-fn arguments(function: &Function, must: bool, engine: &Engine) -> Result<String, ApiError> {
-    let schema = Grammar::JsonSchema(function.parameters.clone());
-    let any = || Grammar::json(&json!({"type": "object"}));
-    let expression = match engine.constrain(&schema) {
-        Ok(_) => Grammar::json(&function.parameters),
-        Err(error) if must || function.strict => Err(error),
-        Err(_) => any(),
+/// The functions with their arguments as expressions of the grammar. A schema that cannot be enforced, which `check`
+/// may find too, is refused where the call must be made or is strict; elsewhere it was a hint, and the arguments
+/// are any object.
+fn arguments(
+    tools: &Tools,
+    check: impl Fn(&Grammar) -> Result<(), ConstraintError>,
+) -> Result<Vec<(&str, String)>, ApiError> {
+    let expression = |function: &Function| {
+        let schema = &function.parameters;
+        let held = Grammar::json(schema)
+            .and_then(|expression| check(&Grammar::JsonSchema(schema.clone())).map(|()| expression));
+        match held {
+            Err(_) if !tools.must && !function.strict => Grammar::json(&json!({"type": "object"})),
+            held => held,
+        }
     };
-    expression.map_err(|e| ApiError::invalid(format!("tools[{}].function.parameters", function.place), e))
+    let named = tools.functions.iter().map(|function| {
+        let param = || format!("tools[{}].function.parameters", function.place);
+        let expression = expression(function).map_err(|why| ApiError::invalid(param(), why))?;
+        Ok((function.name.as_str(), expression))
+    });
+    named.collect()
 }

@@ -71,6 +71,8 @@ async fn ids_and_limits_are_exposed_on_errors_too() {
             "x-ratelimit-remaining-tokens",
             "retry-after",
             "retry-after-ms",
+            "x-m40-predicted-ttft-ms",
+            "x-m40-queue-position",
         ] {
             assert!(exposed.split(',').any(|e| e.trim() == name), "{name} in {exposed}");
         }

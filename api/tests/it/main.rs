@@ -12,6 +12,8 @@ mod structured;
 mod support;
 
 #[cfg(feature = "server")]
+mod abandoned;
+#[cfg(feature = "server")]
 mod auth;
 #[cfg(feature = "server")]
 mod chat;

@@ -21,7 +21,7 @@ use tokio::{
 use crate::{faulty::Faulty, support::MODEL};
 
 /// Longer than anything here takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a step takes. A whole answer of [`long`] takes 500 of them.
 const STEP: Duration = Duration::from_millis(20);
 
@@ -36,12 +36,20 @@ pub(crate) struct Server {
 impl Server {
     /// With the default limits, as `edit` changes them.
     pub(crate) async fn start(edit: impl FnOnce(&mut ServerConfig)) -> Self {
-        Self::listening(TcpListener::bind("127.0.0.1:0").await.unwrap(), edit)
+        Self::with(Self::engine(), edit).await
     }
 
-    fn listening(listener: TcpListener, edit: impl FnOnce(&mut ServerConfig)) -> Self {
+    /// The same, over an engine of another configuration.
+    pub(crate) async fn with(engine: EngineConfig, edit: impl FnOnce(&mut ServerConfig)) -> Self {
+        Self::listening(TcpListener::bind("127.0.0.1:0").await.unwrap(), engine, edit)
+    }
+
+    pub(crate) fn engine() -> EngineConfig {
+        EngineConfig { ctx_size: Some(600), max_batch: 8, ..EngineConfig::default() }
+    }
+
+    fn listening(listener: TcpListener, config: EngineConfig, edit: impl FnOnce(&mut ServerConfig)) -> Self {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/goldens/tiny-llama.gguf");
-        let config = EngineConfig { ctx_size: Some(600), max_batch: 8, ..EngineConfig::default() };
         let backend = Faulty::slow(ReferenceBackend::new(1), STEP);
         let engine = Engine::load_on(&path, &config, backend, |_| {}).unwrap();
         let mut config =
@@ -57,16 +65,20 @@ impl Server {
     }
 
     /// Connected, and these bytes sent.
-    async fn send(&self, bytes: impl AsRef<[u8]>) -> TcpStream {
+    pub(crate) async fn send(&self, bytes: impl AsRef<[u8]>) -> TcpStream {
         let mut stream = TcpStream::connect(self.addr).await.unwrap();
         stream.write_all(bytes.as_ref()).await.unwrap();
         stream
     }
 
-    /// `GET /health` on a connection of its own.
+    /// On a connection of its own.
+    pub(crate) async fn get(&self, path: &str) -> String {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        rest(&mut self.send(request).await).await
+    }
+
     async fn health(&self) -> String {
-        let mut stream = self.send("GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
-        rest(&mut stream).await
+        self.get("/health").await
     }
 
     /// Waits until `count` sequences are in the batch.
@@ -93,7 +105,7 @@ pub(crate) async fn rest(stream: &mut TcpStream) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-fn post(version: &str, body: &Value) -> String {
+pub(crate) fn post(version: &str, body: &Value) -> String {
     let body = body.to_string();
     format!(
         "POST /v1/completions HTTP/{version}\r\nhost: x\r\ncontent-type: application/json\r\n\
@@ -321,7 +333,8 @@ async fn readers_that_take_nothing_are_cut_off() {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_send_buffer_size(4096).unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let server = Server::listening(socket.listen(16).unwrap(), limits(|l| l.write_stall = SHORT));
+    let server =
+        Server::listening(socket.listen(16).unwrap(), Server::engine(), limits(|l| l.write_stall = SHORT));
     let client = TcpSocket::new_v4().unwrap();
     client.set_recv_buffer_size(4096).unwrap();
     let mut client = client.connect(server.addr).await.unwrap();

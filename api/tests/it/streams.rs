@@ -59,6 +59,7 @@ async fn answers_say_when_their_first_token_was_expected_and_waiting_can_be_boun
         assert_eq!(answer.status, 200, "{}", answer.body);
         let expected: u64 = answer.header("x-m40-predicted-ttft-ms").parse().unwrap();
         assert!(expected < 3_600_000, "{expected}");
+        assert!(answer.header("x-m40-queue-position").parse::<usize>().is_ok());
     }
     // By now the speed is known, and nothing is that fast.
     let prompt = "word ".repeat(400);

@@ -257,7 +257,7 @@ async fn thoughts_are_counted() {
     let (_, words, ..) = recorded().remove(0);
     let app = says(&template("qwen3"), &words, 1);
     let answer = whole(&app, &json!({})).await;
-    let thoughts = "\nThe user asks.\n</think>".len();
+    let thoughts = "<think>\nThe user asks.\n</think>\n\n".len();
     assert_eq!(answer["usage"]["completion_tokens_details"]["reasoning_tokens"], thoughts);
     let fields = json!({"stream": true, "stream_options": {"include_usage": true}});
     let events = post(&app, "/v1/chat/completions", &ask(&fields)).await.events(true);

@@ -13,6 +13,8 @@ pub struct Forecast {
     pub places: usize,
     /// Sequences that have one.
     pub running: usize,
+    /// All sequences that are known, with those that wait or are paused.
+    pub known: usize,
     /// Seconds that a sequence keeps its place; 0 before the first has given it up.
     pub held: f64,
     /// Seconds that a token of a prompt takes by itself; 0 before the first.
@@ -38,31 +40,60 @@ impl Forecast {
     /// Until the first token of a prompt of so many tokens: a place, the prompts that are read before and beside it,
     /// and a step. What the cache has of them is not counted.
     pub fn first_token(&self, caller: CallerId, weight: u32, prompt: usize) -> Duration {
+        let (own, has_place) = (self.own(caller), self.has_place(caller, weight));
         let weight = f64::from(weight.max(1));
-        let own = self.callers.iter().find(|c| c.caller == caller);
-        let (waiting, running, tokens) = own.map_or((0, 0, 0), |c| (c.waiting, c.running, c.tokens));
         let others = || self.callers.iter().filter(|c| c.caller != caller);
 
-        let first_tokens = (tokens + prompt) as f64;
+        let first_tokens = (own.tokens + prompt) as f64;
         // In turns, by weight: others come as far as their own prompts go.
         let beside: f64 =
             others().map(|c| (c.tokens as f64).min(first_tokens * f64::from(c.weight) / weight)).sum();
         let attention = self.lookback * (prompt * prompt) as f64 / 2.0;
         let reading = ((first_tokens + beside) * self.prompt + attention) * self.slowdown;
 
-        let all_waiting: usize = self.callers.iter().map(|c| c.waiting).sum();
-        let is_given_one = others().any(|c| {
-            (running + waiting + 1) as f64 * f64::from(c.weight)
-                <= c.running.saturating_sub(1) as f64 * weight
-        });
-        let place = if self.running + all_waiting < self.places || is_given_one {
+        let place = if has_place {
             0.0
         } else {
             let weights: f64 = others().map(|c| f64::from(c.weight)).sum::<f64>() + weight;
             let share = (self.places as f64 * weight / weights).max(1.0);
-            (waiting + 1) as f64 * self.held / share
+            (own.waiting + 1) as f64 * self.held / share
         };
         seconds(place + reading + self.step)
+    }
+
+    /// Where a request stands in the queue: 0 has a place at once, 1 gets the next one. Callers take turns by weight, so
+    /// those of others come before it that their turns bring before it. `unseen` came since the last step.
+    pub fn position(&self, caller: CallerId, weight: u32, unseen: usize) -> usize {
+        if unseen == 0 && self.has_place(caller, weight) {
+            return 0;
+        }
+        let free = self.places.saturating_sub(self.running + self.waiting());
+        if unseen < free {
+            return 0;
+        }
+        let own = self.own(caller).waiting + unseen - free;
+        let turns = |c: &CallerLoad| ((own + 1) * c.weight as usize).div_ceil(weight.max(1) as usize);
+        let others = self.callers.iter().filter(|c| c.caller != caller);
+        1 + own + others.map(|c| c.waiting.min(turns(c))).sum::<usize>()
+    }
+
+    /// Whether one more of this caller's has a place at once: there is a free one, or somebody gives it one.
+    fn has_place(&self, caller: CallerId, weight: u32) -> bool {
+        let own = self.own(caller);
+        let is_given_one = self.callers.iter().filter(|c| c.caller != caller).any(|c| {
+            (own.running + own.waiting + 1) * c.weight as usize
+                <= c.running.saturating_sub(1) * weight.max(1) as usize
+        });
+        self.running + self.waiting() < self.places || is_given_one
+    }
+
+    fn waiting(&self) -> usize {
+        self.callers.iter().map(|c| c.waiting).sum()
+    }
+
+    fn own(&self, caller: CallerId) -> CallerLoad {
+        let nothing = CallerLoad { caller, weight: 1, waiting: 0, running: 0, tokens: 0 };
+        self.callers.iter().find(|c| c.caller == caller).copied().unwrap_or(nothing)
     }
 
     /// Until somebody gives a place up, and with it the queue one: when a request that finds it full may come again.
@@ -110,6 +141,23 @@ mod tests {
         assert_eq!(f.next_place(), Duration::from_secs(2));
         let f = forecast((1..5).map(|c| load(c, 0, 1, 0)).collect());
         assert!((wait(&f, 9, 0) - 8.02).abs() < 1e-9, "a fair share is less than one place");
+    }
+
+    #[test]
+    fn positions_count_who_comes_first() {
+        let position = |f: &Forecast, caller, unseen| f.position(CallerId(caller), 1, unseen);
+        let free = forecast(vec![load(1, 0, 2, 0)]);
+        assert_eq!([0, 1, 2, 3].map(|unseen| position(&free, 1, unseen)), [0, 0, 1, 2]);
+        let full = forecast(vec![load(1, 0, 4, 0)]);
+        assert_eq!(position(&full, 1, 0), 1);
+        assert_eq!(position(&full, 2, 0), 0, "it is given a place");
+        let two = |first, second| {
+            forecast(vec![load(1, first, 1, 0), load(2, second, 1, 0), load(4, 0, 1, 0), load(5, 0, 1, 0)])
+        };
+        let f = two(6, 1);
+        assert_eq!((position(&f, 1, 0), position(&f, 2, 0), position(&f, 3, 0)), (8, 4, 3));
+        let f = two(9, 3);
+        assert_eq!((f.position(CallerId(2), 1, 0), f.position(CallerId(2), 4, 0)), (8, 5), "heavier turns");
     }
 
     #[test]

@@ -23,8 +23,10 @@ const DRIFT: f64 = 0.005 * 0.005;
 const DOUBT: f64 = 1.0;
 /// The largest error that is believed, as a logarithm: one hiccup says little.
 const OUTLIER: f64 = 0.3;
-/// The weight of a new measurement of a step without prompts.
-const DECODE_RATE: f64 = 0.1;
+/// The weight of a new measurement of a step without prompts, and the largest error of one that is believed: so small that
+/// it is the median that is followed, which hiccups do not move.
+const DECODE_RATE: f64 = 0.3;
+const DECODE_OUTLIER: f64 = 0.05;
 
 /// What a step's time depends on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -150,7 +152,7 @@ impl Pace {
             }
         } else if load.decoding > 0 {
             let known = self.decode[load.decoding].map_or(seconds, |_| self.decode_seconds(load));
-            let error = (seconds / known).ln().clamp(-OUTLIER, OUTLIER);
+            let error = (seconds / known).ln().clamp(-DECODE_OUTLIER, DECODE_OUTLIER);
             let seconds = known * (DECODE_RATE * error).exp();
             self.decode[load.decoding] = Some(Decode { seconds, context: load.context });
             // Other kernels may do it in less time than with prompts, but not in more.

@@ -264,6 +264,7 @@ impl Scheduler {
         forecast.callers.clear();
         forecast.callers.extend(self.loads());
         (forecast.places, forecast.running) = (self.limits.sequences, self.running.len());
+        forecast.known = self.running() + self.waiting() + self.paused();
         forecast.held = self.held;
         forecast.measure(&self.pace, Load { prompt: 0, lookback: 0, ..self.step });
     }

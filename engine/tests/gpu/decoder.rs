@@ -10,6 +10,7 @@ use m40llm_engine::{
     },
     gguf::{DType, Gguf},
     model::ModelConfig,
+    sched::BLOCK_TOKENS,
 };
 
 use crate::{
@@ -172,6 +173,41 @@ fn tiny_models_over_q8() {
 #[test]
 fn tiny_models_over_f32() {
     tiny_models(2);
+}
+
+/// Choices share their prompt's blocks, and go on in copies of the last one, which is not full.
+#[test]
+fn sequences_go_on_in_copies_of_a_block() {
+    let mut rng = fresh();
+    for (i, kv_type) in [KvType::F16, KvType::Q8, KvType::F32].into_iter().enumerate() {
+        let spec = Spec { family: Family::Qwen3, heads: 4, kv_heads: 2, seed: rng.next(), ..Spec::default() };
+        let (_dir, path) = written(&spec);
+        let prompt = &sequences(&mut rng, VOCAB, &[2 * BLOCK_TOKENS + 9 + i])[0];
+        let sequences: Vec<Vec<u32>> =
+            sequences(&mut rng, VOCAB, &[30; 4]).iter().map(|rest| [&prompt[..], rest].concat()).collect();
+        let tables = vec![vec![7, 2, 9, 0], vec![7, 2, 4, 3], vec![7, 2, 1, 8], vec![7, 2, 5, 6]];
+        let mut run = Run::over(tables, cuda(i == 0), &path, &sequences, kv_type);
+        run.step(&[(0, prompt.len())]);
+        (1..4).for_each(|choice| run.fork(0, choice));
+        // Each writes into its copy at once.
+        for _ in 0..30 {
+            run.step(&[(0, 1), (1, 1), (2, 1), (3, 1)]);
+        }
+        let bytes = run.decoder.backend().stored(1).unwrap();
+        check(&run, &path, kv_type, &format!("{spec:?}"));
+        // The prompt's part of each copy, to the bit.
+        let head_bytes = bytes.len() / 16 / spec.kv_heads / 2;
+        let token_bytes = spec.head_dim * kv_type.bytes(32) / 32;
+        let width = if kv_type == KvType::Q8 { spec.head_dim } else { token_bytes };
+        for copy in [4, 1, 5] {
+            for half in 0..2 * spec.kv_heads {
+                let part = |block: usize| {
+                    &bytes[(block * 2 * spec.kv_heads + half) * head_bytes..][..(9 + i) * width]
+                };
+                assert!(part(9) == part(copy), "{kv_type:?}: block {copy} is no copy");
+            }
+        }
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ use m40llm_engine::{
     },
     gguf::Gguf,
     model::{Decoder, ModelConfig, Weights},
-    sched::{BLOCK_TOKENS, Batch, BatchSequence},
+    sched::{BLOCK_TOKENS, Batch, BatchSequence, BlockCopy},
 };
 
 use crate::support::{
@@ -55,6 +55,8 @@ pub(crate) struct Run<'a, B: Backend> {
     /// Of KV blocks, by sequence.
     pub(crate) tables: Vec<Vec<u32>>,
     done: Vec<usize>,
+    /// Blocks to be copied at the next step's beginning.
+    copies: Vec<BlockCopy>,
     pub(crate) steps: usize,
     /// Logits by sequence and position.
     logits: BTreeMap<(usize, usize), Vec<f32>>,
@@ -101,6 +103,7 @@ impl<'a, B: Backend> Run<'a, B> {
             sequences,
             tables,
             done: vec![0; sequences.len()],
+            copies: Vec::new(),
             steps: 0,
             logits: BTreeMap::new(),
         }
@@ -108,7 +111,7 @@ impl<'a, B: Backend> Run<'a, B> {
 
     /// One step over `(sequence, tokens)`, all rows wanted.
     pub(crate) fn step(&mut self, parts: &[(usize, usize)]) {
-        let mut batch = Batch::default();
+        let mut batch = Batch { copies: std::mem::take(&mut self.copies), ..Batch::default() };
         let mut rows = Vec::new();
         for &(i, len) in parts {
             let context = self.done[i];
@@ -129,6 +132,15 @@ impl<'a, B: Backend> Run<'a, B> {
             self.logits.insert(place, logits.to_vec());
         }
         self.steps += 1;
+    }
+
+    /// Lets a sequence go on where another one is, which it must equal so far: from a copy of each block that is another in
+    /// its own table.
+    pub(crate) fn fork(&mut self, from: usize, to: usize) {
+        self.done[to] = self.done[from];
+        let pairs =
+            self.tables[from].iter().zip(&self.tables[to]).take(self.done[from].div_ceil(BLOCK_TOKENS));
+        self.copies.extend(pairs.filter(|(from, to)| from != to).map(|(&from, &to)| BlockCopy { from, to }));
     }
 
     pub(crate) fn one_by_one(mut self) -> Self {

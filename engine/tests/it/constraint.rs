@@ -31,7 +31,7 @@ fn answer(request: GenerateRequest) -> Answer {
                 text += &piece;
                 all.extend(tokens);
             }
-            Event::Done { reason, usage } => return Answer { text, tokens: all, reason, usage },
+            Event::Done { reason, usage, .. } => return Answer { text, tokens: all, reason, usage },
             other => panic!("{other:?}"),
         }
     }

@@ -106,7 +106,10 @@ fn who_would_wait_too_long_is_refused_at_once_and_told_how_long() {
     let refused = waits(Duration::ZERO).unwrap_err();
     let SubmitError::WouldWait { predicted, .. } = refused else { panic!("{refused}") };
     assert!(predicted > Duration::ZERO, "a place is taken, and was held for a while by the one before");
+    assert_eq!(running.queue_position(), 0);
     let queued = waits(Duration::from_secs(3600)).unwrap();
+    assert_eq!(queued.queue_position(), 1);
+    assert_eq!(waits(Duration::from_secs(3600)).unwrap().queue_position(), 2);
     assert!(queued.predicted_first_token() > Duration::ZERO && engine.next_place() > Duration::ZERO);
 }
 

@@ -101,6 +101,12 @@ impl Rows {
         self.best_logits.slice_mut::<u8>().fill(0xff);
     }
 
+    /// Whether the copy of a whole row has ended.
+    #[cfg(all(test, feature = "gpu-tests"))]
+    pub(super) fn has_come(&self, row: usize) -> bool {
+        self.copied[row].is_complete()
+    }
+
     /// Queues finding the `k` best tokens of each row, and their copies.
     fn find_best(
         &mut self,
