@@ -69,7 +69,7 @@ test('an answer is streamed, measured and said once to who listens', async () =>
     const news = document.getElementById('news');
     new MutationObserver(() => said.push(news.textContent)).observe(news, { childList: true, characterData: true, subtree: true });
     globalThis.lengths = [];
-    const grown = () => lengths.push(document.querySelector('.turn.model .text')?.textContent.length ?? 0);
+    const grown = () => lengths.push(document.querySelector('.turn.model > .text')?.textContent.length ?? 0);
     new MutationObserver(grown).observe(document.getElementById('turns'), { childList: true, characterData: true, subtree: true });
   });
   const asked = nextRequest();
