@@ -18,6 +18,8 @@ mod auth;
 #[cfg(feature = "server")]
 mod chat;
 #[cfg(feature = "server")]
+mod compatibility;
+#[cfg(feature = "server")]
 mod completions;
 #[cfg(feature = "server")]
 mod contract;
