@@ -267,13 +267,12 @@ impl Sequences {
                 let outcome = &mut outcomes[i];
                 match event {
                     Event::Prompt(tokens) => outcome.prompt = tokens,
-                    Event::Embedding(_) => {}
                     Event::Text { text, tokens } => {
                         outcome.text.push_str(&text);
                         outcome.tokens.extend(tokens);
                     }
                     Event::Done { reason, .. } => outcome.reason = reason,
-                    Event::Failed(_) => {}
+                    Event::Embedding(_) | Event::Failed(_) => {}
                 }
             })
             .await?;

@@ -67,7 +67,9 @@ pub(super) async fn create(
 fn normalise(vector: &mut [f32]) {
     let length = vector.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
     if length > 0.0 {
-        vector.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
+        for x in vector {
+            *x = (f64::from(*x) / length) as f32;
+        }
     }
 }
 

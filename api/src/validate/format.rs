@@ -159,6 +159,7 @@ mod tests {
 
     use super::*;
 
+    #[expect(clippy::needless_pass_by_value, reason = "called with json! in place")]
     fn asked(body: Json) -> Result<Option<(&'static str, Grammar)>, String> {
         let mut whole = json!({"messages": []});
         whole.as_object_mut().unwrap().extend(body.as_object().unwrap().clone());

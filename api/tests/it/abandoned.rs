@@ -70,8 +70,10 @@ fn is_left(line: &str) -> bool {
     let Some((name, value)) = line.split_once(' ') else { return false };
     match name {
         "m40llm_requests_in_flight" => value != "1",
-        "m40llm_sequences_running" | "m40llm_sequences_waiting" | "m40llm_sequences_paused" => value != "0",
-        "m40llm_kv_blocks_used" => value != "0",
+        "m40llm_sequences_running"
+        | "m40llm_sequences_waiting"
+        | "m40llm_sequences_paused"
+        | "m40llm_kv_blocks_used" => value != "0",
         _ => false,
     }
 }

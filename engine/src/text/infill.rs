@@ -1,7 +1,7 @@
 //! Filling in the middle: the tokens that tell a model where a text has its gap.
 //!
 //! Source: Bavarian et al., "Efficient Training of Language Models to Fill in the Middle" (arXiv 2207.14255), in its
-//! order prefix, suffix, middle, which Qwen-Coder, CodeLlama, StarCoder, Granite and DeepSeek-Coder were all trained in.
+//! order prefix, suffix, middle, which Qwen-Coder, `CodeLlama`, `StarCoder`, Granite and DeepSeek-Coder were all trained in.
 
 use super::{
     TextError,

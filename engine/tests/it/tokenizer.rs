@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use m40llm_engine::{
     gguf::{Metadata, Value},
-    text::Tokenizer,
+    text::{FillInMiddle, Tokenizer},
 };
 use proptest::prelude::*;
 use serde_json::Value as Json;
@@ -272,7 +272,7 @@ fn marks_of_a_gap_are_found_by_key_and_by_name() {
                 ("tokenizer.ggml.tokens", Value::Strings(all)) => {
                     all.extend(tokens.iter().map(ToString::to_string));
                 }
-                (key, value) if key == "tokenizer.ggml.token_type" => {
+                ("tokenizer.ggml.token_type", value) => {
                     *value = Value::I64s([1, 1, 1, 3].into_iter().chain(tokens.iter().map(|_| 3)).collect());
                 }
                 _ => {}
@@ -281,7 +281,8 @@ fn marks_of_a_gap_are_found_by_key_and_by_name() {
         pairs.extend(
             keys.iter().map(|(k, id)| (format!("tokenizer.ggml.{k}_token_id"), Value::U64(u64::from(*id)))),
         );
-        Tokenizer::from_metadata(&Metadata::from_pairs(pairs)).map(|t| t.fill_in_middle().map(|m| m.ids()))
+        Tokenizer::from_metadata(&Metadata::from_pairs(pairs))
+            .map(|t| t.fill_in_middle().map(FillInMiddle::ids))
     };
     for names in [
         ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"],
