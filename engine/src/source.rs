@@ -68,7 +68,7 @@ impl Submitted {
 
 impl From<Job> for Submitted {
     fn from(job: Job) -> Self {
-        let Job { mut request, ctx_size, events, meter, place, mut trace } = job;
+        let Job { mut request, ctx_size, events, meter, place, mut trace, .. } = job;
         trace.scheduled(request.prompt.len());
         request.max_tokens.get_or_insert(ctx_size - request.prompt.len());
         Self { request, events, meter, _place: place }

@@ -23,7 +23,7 @@ use crate::{
     meter::Meter,
     model::Decoder,
     request::{Allowance, Event, FinishReason, GenerateRequest, Pooling, TokenLogprob, TokenOut, Usage},
-    sampling::{Sampler, Walk, log_softmax_of, top_logprobs},
+    sampling::{Masks, Sampler, Walk, log_softmax_of, top_logprobs},
     sched::{Arrival, Batch, Forecast, Planned, Resources, Scheduler, SequenceId},
     spans::Trace,
     text::Tokenizer,
@@ -33,6 +33,7 @@ use crate::{
 pub(crate) struct Job {
     pub(crate) request: GenerateRequest,
     pub(crate) ctx_size: usize,
+    pub(crate) walk: Option<Walk>,
     pub(crate) events: UnboundedSender<Event>,
     pub(crate) meter: Arc<Meter>,
     pub(crate) place: Place,
@@ -91,6 +92,7 @@ pub(crate) fn run<B: Backend>(
         inbox,
         next_id: 0,
         needs: Vec::new(),
+        masks: Masks::default(),
         shared,
         stats: Stats { kv_blocks_total: resources.blocks, ..Stats::default() },
     };
@@ -119,6 +121,8 @@ struct Worker<'a, B: Backend> {
     next_id: u64,
     /// What the step's requests need of each row of logits.
     needs: Vec<Need>,
+    /// Computes what constrained requests may go on with.
+    masks: Masks,
     shared: &'a Shared,
     stats: Stats,
 }
@@ -281,7 +285,7 @@ impl<B: Backend> Worker<'_, B> {
                     vector.add(hidden);
                     if plan.samples { request.embedded() } else { Progress::Prompt }
                 }
-                None => request.advance(self.tokenizer, plan, row),
+                None => request.advance(self.tokenizer, plan, row, &mut self.masks),
             };
             match progress {
                 Progress::Prompt => {}
@@ -335,8 +339,9 @@ impl<B: Backend> Worker<'_, B> {
         self.stats.preemptions = self.scheduler.counts().preemptions;
         let Counters { launches, syncs } = self.decoder.counters();
         (self.stats.kernel_launches, self.stats.device_syncs) = (launches, syncs);
-        *lock(&self.shared.stats) = self.stats;
+        // In this order: who has seen the gauges is told what follows from them.
         self.scheduler.forecast(&mut lock(&self.shared.forecast));
+        *lock(&self.shared.stats) = self.stats;
     }
 }
 
@@ -399,7 +404,7 @@ impl Drop for Running {
 impl Running {
     fn new(job: Job) -> Self {
         let max_tokens = job.most_tokens();
-        let Job { request, events, meter, place, trace, .. } = job;
+        let Job { request, walk, events, meter, place, trace, .. } = job;
         Self {
             max_tokens,
             printed: request.printed,
@@ -408,7 +413,7 @@ impl Running {
             logprobs: request.logprobs,
             prompt_logprobs: request.prompt_logprobs,
             sampler: Sampler::new(request.sampling, &request.prompt),
-            walk: request.constraint.map(Walk::new),
+            walk,
             output: Output::new(&request.stop),
             vector: request.embedding.map(|_| Vector::default()),
             scored: Vec::new(),
@@ -453,6 +458,7 @@ impl Running {
         tokenizer: &Tokenizer,
         plan: &Planned,
         row: impl Fn(usize) -> Row<'r>,
+        masks: &mut Masks,
     ) -> Progress {
         if self.prompt_logprobs.is_some() && self.generated == 0 {
             self.score_prompt(plan, &row);
@@ -478,7 +484,7 @@ impl Running {
         if ends || self.stop_tokens.contains(&token) {
             return self.finish(FinishReason::Stop);
         }
-        let complete = match self.walk.as_mut().map_or(Ok(false), |walk| walk.advance(token)) {
+        let complete = match self.walk.as_mut().map_or(Ok(false), |walk| walk.advance(token, masks)) {
             Ok(complete) => complete,
             Err(error) => return self.failed(error),
         };
