@@ -44,6 +44,7 @@ test-clients: debug-binary
 	tests/clients/run.sh $(DEBUG_BINARY) "$(call fetched,smollm2)"
 
 test-full: export TEST_KILLS = 100
+test-full: export TEST_STREAMS = 300
 test-full: export TEST_ABANDONED = 1000
 test-full: test-rust debug-binary ## As test, with larger counts and both models
 	tests/clients/run.sh $(DEBUG_BINARY) "$(call fetched,smollm2)" --full

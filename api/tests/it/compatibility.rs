@@ -135,3 +135,26 @@ fn said(answer: &Answer, parameter: &str) -> Value {
     strip(&mut json, parameter);
     json
 }
+
+/// What Swagger UI sends when it is pressed.
+#[tokio::test]
+async fn examples_of_the_document_are_answered() {
+    let document = serde_json::to_value(m40llm::openapi()).unwrap();
+    let mut tried = 0;
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        let media = &operations["post"]["requestBody"]["content"]["application/json"];
+        // Without keys there are none to manage.
+        if media.is_null() || path.starts_with("/admin/") {
+            continue;
+        }
+        let schema = media["schema"]["$ref"].as_str().unwrap();
+        let schema = document.pointer(&schema[1..]).unwrap();
+        let example = [&media["example"], &schema["example"], &schema["examples"][0]];
+        let example = example.into_iter().find(|example| !example.is_null());
+        let example = example.unwrap_or_else(|| panic!("{path} has no example"));
+        let answer = post(&served(), path, example).await;
+        assert_eq!(answer.status, 200, "{path}: {example}: {}", answer.body);
+        tried += 1;
+    }
+    assert!(tried >= 10, "only {tried} examples");
+}

@@ -34,6 +34,8 @@ mod failure;
 #[cfg(feature = "server")]
 mod faulty;
 #[cfg(feature = "server")]
+mod fuzz;
+#[cfg(feature = "server")]
 mod guard;
 #[cfg(feature = "server")]
 mod guarded;
