@@ -27,7 +27,7 @@ use crate::{
     meter::Meter,
     model::{Decoder, Mixture, ModelConfig, NamedShape, Weights},
     request::{Event, GenerateRequest},
-    sampling::{Constraint, ConstraintError, Constraints, Grammar},
+    sampling::{Constraint, ConstraintError, Constraints, Grammar, Walk},
     sched::{Limits, Resources, blocks_for},
     source::{self, Inbox},
     spans::{Timings, Trace},
@@ -415,8 +415,10 @@ impl Engine {
             let meter = Arc::new(Meter::default());
             let trace = Trace::begin();
             let timings = trace.timings();
+            let walk = request.constraint.clone().map(Walk::new);
             jobs.push(Job {
                 request,
+                walk,
                 ctx_size: inner.info.ctx_size,
                 events: sender,
                 meter: Arc::clone(&meter),
@@ -438,7 +440,8 @@ impl Engine {
             return Err(SubmitError::InvalidPrompt("the prompt is empty".into()));
         }
         // Without a bound there must be room for one token at least.
-        let requested = prompt.saturating_add(request.max_tokens.unwrap_or(1));
+        let output = if request.embedding.is_some() { 0 } else { request.max_tokens.unwrap_or(1) };
+        let requested = prompt.saturating_add(output);
         if requested > ctx_size {
             return Err(SubmitError::ContextLength { prompt, requested, limit: ctx_size });
         }

@@ -19,7 +19,7 @@ use crate::{
     handle::{Place, Stats, lock},
     info::ModelInfo,
     meter::Meter,
-    request::{Event, GenerateRequest},
+    request::{Event, GenerateRequest, Pooling},
     text::byte_vocabulary,
     worker::{Job, Shared},
 };
@@ -55,7 +55,7 @@ impl Submitted {
                 self.meter.cached(usage.cached_tokens);
                 self.meter.generated(usage.completion_tokens);
             }
-            Event::Prompt(_) | Event::Failed(_) => {}
+            Event::Prompt(_) | Event::Embedding(_) | Event::Failed(_) => {}
         }
         self.events.send(event).is_ok()
     }
@@ -68,7 +68,7 @@ impl Submitted {
 
 impl From<Job> for Submitted {
     fn from(job: Job) -> Self {
-        let Job { mut request, ctx_size, events, meter, place, mut trace } = job;
+        let Job { mut request, ctx_size, events, meter, place, mut trace, .. } = job;
         trace.scheduled(request.prompt.len());
         request.max_tokens.get_or_insert(ctx_size - request.prompt.len());
         Self { request, events, meter, _place: place }
@@ -142,6 +142,7 @@ pub(crate) fn info(ctx_size: usize, vocab_size: usize) -> ModelInfo {
         ctx_train: ctx_size,
         vocab_size,
         embedding_length: 0,
+        pooling: Pooling::Mean,
         layers: 0,
         backend: "token source".into(),
         notices: Vec::new(),

@@ -1,6 +1,7 @@
 //! The one thread that runs the model: take requests, plan a step, run it, sample, emit.
 
 mod output;
+mod vector;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,15 +15,15 @@ use std::{
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::TryRecvError};
 
-use self::output::Output;
+use self::{output::Output, vector::Vector};
 use crate::{
     backend::{Backend, Counters, Need, Row},
     error::{EngineError, public_panic_words},
     handle::{Place, Stats, lock},
     meter::Meter,
     model::Decoder,
-    request::{Allowance, Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage},
-    sampling::{Sampler, Walk, log_softmax_of, top_logprobs},
+    request::{Allowance, Event, FinishReason, GenerateRequest, Pooling, TokenLogprob, TokenOut, Usage},
+    sampling::{Masks, Sampler, Walk, log_softmax_of, top_logprobs},
     sched::{Arrival, Batch, Forecast, Planned, Resources, Scheduler, SequenceId},
     spans::Trace,
     text::Tokenizer,
@@ -32,6 +33,7 @@ use crate::{
 pub(crate) struct Job {
     pub(crate) request: GenerateRequest,
     pub(crate) ctx_size: usize,
+    pub(crate) walk: Option<Walk>,
     pub(crate) events: UnboundedSender<Event>,
     pub(crate) meter: Arc<Meter>,
     pub(crate) place: Place,
@@ -90,6 +92,7 @@ pub(crate) fn run<B: Backend>(
         inbox,
         next_id: 0,
         needs: Vec::new(),
+        masks: Masks::default(),
         shared,
         stats: Stats { kv_blocks_total: resources.blocks, ..Stats::default() },
     };
@@ -118,6 +121,8 @@ struct Worker<'a, B: Backend> {
     next_id: u64,
     /// What the step's requests need of each row of logits.
     needs: Vec<Need>,
+    /// Computes what constrained requests may go on with.
+    masks: Masks,
     shared: &'a Shared,
     stats: Stats,
 }
@@ -171,7 +176,8 @@ impl<B: Backend> Worker<'_, B> {
 
     /// Takes choices that go on from one prompt.
     fn take(&mut self, choices: Vec<Job>) {
-        let Some(GenerateRequest { prompt, caller, weight, .. }) = choices.first().map(|job| &job.request)
+        let Some(GenerateRequest { prompt, caller, weight, embedding, .. }) =
+            choices.first().map(|job| &job.request)
         else {
             return;
         };
@@ -182,6 +188,10 @@ impl<B: Backend> Worker<'_, B> {
             weight: *weight,
             prompt: prompt.clone(),
             score_prompt: choices.iter().any(|job| job.request.prompt_logprobs.is_some()),
+            hidden_from: embedding.map(|pooling| match pooling {
+                Pooling::Mean => 0,
+                Pooling::Last => prompt.len() - 1,
+            }),
             most: prompt.len() + choices.iter().map(Job::most_tokens).max().unwrap_or(0),
         });
         for job in choices {
@@ -269,7 +279,15 @@ impl<B: Backend> Worker<'_, B> {
                 request.meter.cached(plan.cached);
             }
             let row = |i: usize| self.decoder.row(plan.first_row + i);
-            match request.advance(self.tokenizer, plan, row) {
+            let hidden = (plan.first_hidden..plan.first_hidden + plan.hidden).map(|i| self.decoder.hidden(i));
+            let progress = match &mut request.vector {
+                Some(vector) => {
+                    vector.add(hidden);
+                    if plan.samples { request.embedded() } else { Progress::Prompt }
+                }
+                None => request.advance(self.tokenizer, plan, row, &mut self.masks),
+            };
+            match progress {
                 Progress::Prompt => {}
                 Progress::Token(token) => {
                     self.stats.generated_tokens += 1;
@@ -321,15 +339,17 @@ impl<B: Backend> Worker<'_, B> {
         self.stats.preemptions = self.scheduler.counts().preemptions;
         let Counters { launches, syncs } = self.decoder.counters();
         (self.stats.kernel_launches, self.stats.device_syncs) = (launches, syncs);
-        *lock(&self.shared.stats) = self.stats;
+        // In this order: who has seen the gauges is told what follows from them.
         self.scheduler.forecast(&mut lock(&self.shared.forecast));
+        *lock(&self.shared.stats) = self.stats;
     }
 }
 
 impl Job {
     /// Most tokens to generate: what the request says, and the context leaves.
     fn most_tokens(&self) -> usize {
-        self.request.max_tokens.unwrap_or(usize::MAX).min(self.ctx_size - self.request.prompt.len())
+        let wanted = if self.request.embedding.is_some() { Some(0) } else { self.request.max_tokens };
+        wanted.unwrap_or(usize::MAX).min(self.ctx_size - self.request.prompt.len())
     }
 }
 
@@ -349,12 +369,15 @@ struct Running {
     max_tokens: usize,
     printed: Vec<u32>,
     ignore_eos: bool,
+    stop_tokens: Vec<u32>,
     logprobs: Option<usize>,
     prompt_logprobs: Option<usize>,
     sampler: Sampler,
     /// Where its constraint stands.
     walk: Option<Walk>,
     output: Output,
+    /// What becomes of the prompt's hidden states, where they are asked for instead of an output.
+    vector: Option<Vector>,
     scored: Vec<TokenOut>,
     generated: usize,
     /// Tokens of the prompt that came from the cache.
@@ -381,16 +404,18 @@ impl Drop for Running {
 impl Running {
     fn new(job: Job) -> Self {
         let max_tokens = job.most_tokens();
-        let Job { request, events, meter, place, trace, .. } = job;
+        let Job { request, walk, events, meter, place, trace, .. } = job;
         Self {
             max_tokens,
             printed: request.printed,
             ignore_eos: request.ignore_eos,
+            stop_tokens: request.stop_tokens,
             logprobs: request.logprobs,
             prompt_logprobs: request.prompt_logprobs,
             sampler: Sampler::new(request.sampling, &request.prompt),
-            walk: request.constraint.map(Walk::new),
+            walk,
             output: Output::new(&request.stop),
+            vector: request.embedding.map(|_| Vector::default()),
             scored: Vec::new(),
             generated: 0,
             cached: 0,
@@ -420,12 +445,20 @@ impl Running {
         if scores { Need::All } else { self.sampler.need() }
     }
 
+    /// Emits the prompt's vector, all of whose hidden states are there.
+    fn embedded(&mut self) -> Progress {
+        let vector = self.vector.take().unwrap_or_default().mean();
+        self.emit(Event::Embedding(vector));
+        self.end(FinishReason::Stop)
+    }
+
     /// Uses a step's logits: scores prompt tokens, samples the next one, emits what is settled.
     fn advance<'r>(
         &mut self,
         tokenizer: &Tokenizer,
         plan: &Planned,
         row: impl Fn(usize) -> Row<'r>,
+        masks: &mut Masks,
     ) -> Progress {
         if self.prompt_logprobs.is_some() && self.generated == 0 {
             self.score_prompt(plan, &row);
@@ -447,11 +480,11 @@ impl Running {
         if self.generated == 1 {
             self.trace.first_token();
         }
-        let ends = tokenizer.is_end_of_generation(token);
-        if ends && (self.walk.is_some() || !self.ignore_eos) {
+        let ends = tokenizer.is_end_of_generation(token) && (self.walk.is_some() || !self.ignore_eos);
+        if ends || self.stop_tokens.contains(&token) {
             return self.finish(FinishReason::Stop);
         }
-        let complete = match self.walk.as_mut().map_or(Ok(false), |walk| walk.advance(token)) {
+        let complete = match self.walk.as_mut().map_or(Ok(false), |walk| walk.advance(token, masks)) {
             Ok(complete) => complete,
             Err(error) => return self.failed(error),
         };

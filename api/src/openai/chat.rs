@@ -287,41 +287,8 @@ pub enum ToolChoice {
     /// A word.
     Word(ToolChoiceWord),
     /// A function, or the tools that are allowed.
-    Named(NamedTools),
-}
-
-/// A function that must be called, or the tools that are allowed.
-#[derive(ToSchema)]
-#[allow(dead_code, reason = "only its schema is used")]
-pub struct NamedTools {
-    /// `function` or `allowed_tools`.
-    #[schema(example = "function")]
-    r#type: String,
-    /// With `function`: which.
-    function: Option<FunctionName>,
-    /// With `allowed_tools`: which, and whether one must be called.
-    allowed_tools: Option<AllowedTools>,
-}
-
-/// A function by its name.
-#[derive(ToSchema)]
-#[allow(dead_code, reason = "only its schema is used")]
-pub struct FunctionName {
-    /// One of `tools`.
-    #[schema(example = "get_weather")]
-    name: String,
-}
-
-/// Tools of which some may be called.
-#[derive(ToSchema)]
-#[allow(dead_code, reason = "only its schema is used")]
-pub struct AllowedTools {
-    /// `auto` or `required`.
-    #[schema(example = "required")]
-    mode: String,
-    /// At least one, each as in `tool_choice`: `{"type":"function","function":{"name":…}}`.
-    #[schema(no_recursion)]
-    tools: Vec<NamedTools>,
+    #[schema(value_type = Object)]
+    Named(serde_json::Map<String, Json>),
 }
 
 /// Whether tools are called.

@@ -4,20 +4,22 @@
 //! own: a mask before a token is sampled, a step after it. The work is llguidance's; here it is bounded, and held
 //! away from the other requests.
 
+mod masks;
 mod schema;
 mod vocabulary;
 
 use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex, OnceLock, mpsc::Receiver},
     thread,
 };
 
 use llguidance::{Matcher, api::StopReason, api::TopLevelGrammar, toktrie::SimpleVob};
 use serde_json::{Value, json};
 
-use self::vocabulary::Vocabulary;
+pub(crate) use self::masks::Masks;
+use self::{masks::Computed, vocabulary::Vocabulary};
 use crate::{error::EngineError, handle::lock, text::Tokenizer};
 
 /// What an output must be.
@@ -205,34 +207,58 @@ impl Mask {
 /// One choice's way through its grammar.
 pub(crate) struct Walk {
     constraint: Constraint,
-    /// None before the first token.
-    state: Option<(Matcher, Option<Mask>)>,
+    state: State,
+}
+
+enum State {
+    /// Before the first token.
+    Start(Box<Matcher>),
+    /// The mask of what may come next is being computed.
+    Beside(Receiver<Computed>),
+    Ready(Box<Matcher>, Mask),
+    /// It has ended or failed.
+    Over,
 }
 
 impl Walk {
+    /// Takes as long as copying what the compiler has made: for the caller's task.
     pub(crate) fn new(constraint: Constraint) -> Self {
-        Self { constraint, state: None }
+        let matcher = lock(&constraint.0.matcher).deep_clone();
+        Self { constraint, state: State::Start(Box::new(matcher)) }
     }
 
-    /// What may come next.
+    /// What may come next. Waits for it where it is still being computed.
     pub(crate) fn mask(&mut self) -> Result<&Mask, EngineError> {
-        let Some((matcher, mask)) = &mut self.state else { return Ok(&self.constraint.0.first) };
-        if mask.is_none() {
-            let computed = guarded(|| matcher.compute_mask().map_err(|error| error.to_string()));
-            *mask = Some(Mask(computed.map_err(|_| failure(matcher))?));
+        if let State::Beside(receiver) = &self.state {
+            let (matcher, mask) = receiver.recv().map_err(|_| broken())?;
+            let mask = mask.map_err(|_| failure(&matcher))?;
+            self.state = State::Ready(Box::new(matcher), mask);
         }
-        mask.as_ref().ok_or_else(|| failure(matcher))
+        match &self.state {
+            State::Start(_) => Ok(&self.constraint.0.first),
+            State::Ready(_, mask) => Ok(mask),
+            State::Beside(_) | State::Over => Err(broken()),
+        }
     }
 
     /// Goes on with `token`, one of the mask's. True when nothing may follow it.
-    pub(crate) fn advance(&mut self, token: u32) -> Result<bool, EngineError> {
-        let (matcher, mask) =
-            self.state.get_or_insert_with(|| (lock(&self.constraint.0.matcher).deep_clone(), None));
-        *mask = None;
+    pub(crate) fn advance(&mut self, token: u32, masks: &mut Masks) -> Result<bool, EngineError> {
+        let mut matcher = match std::mem::replace(&mut self.state, State::Over) {
+            State::Start(matcher) | State::Ready(matcher, _) => matcher,
+            State::Beside(_) | State::Over => return Err(broken()),
+        };
         guarded(|| matcher.consume_token(token).map_err(|error| error.to_string()))
-            .map_err(|_| failure(matcher))?;
-        Ok(matcher.is_stopped())
+            .map_err(|_| failure(&matcher))?;
+        if matcher.is_stopped() {
+            return Ok(true);
+        }
+        self.state = State::Beside(masks.compute(*matcher));
+        Ok(false)
     }
+}
+
+fn broken() -> EngineError {
+    EngineError::Constraint("its state is lost")
 }
 
 /// What ended a walk.

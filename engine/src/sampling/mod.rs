@@ -7,7 +7,7 @@ mod constraint;
 mod sampler;
 
 pub use constraint::{Constraint, ConstraintError, Grammar, Mask};
-pub(crate) use constraint::{Constraints, Walk};
+pub(crate) use constraint::{Constraints, Masks, Walk};
 pub use sampler::{Sampler, argmax, log_softmax_of, top_logprobs};
 
 /// How a token is chosen. The defaults are OpenAI's; a `temperature` of 0 or a `top_k` of 1 is greedy.
