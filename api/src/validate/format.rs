@@ -62,6 +62,7 @@ impl Formats<'_> {
         let Self { response_format, structured_outputs, .. } = self;
         response_format.is_some_and(|format| format.r#type != "text")
             || structured_outputs.is_some()
+            || self.guided_json.is_some()
             || self.fields().iter().any(Option::is_some)
     }
 
