@@ -52,7 +52,10 @@ fn main() {
     for threads in [1, 2] {
         let pool = Pool::new(threads);
         for &isa in &isas {
-            println!("{}, {threads} threads: GB/s with 1 row, GFLOP/s with 2, 4, 8, 16, 32 and 512", isa.name());
+            println!(
+                "{}, {threads} threads: GB/s with 1 row, GFLOP/s with 2, 4, 8, 16, 32 and 512",
+                isa.name()
+            );
             for &dtype in &dtypes {
                 for shape in SHAPES {
                     line(isa, &pool, dtype, shape);

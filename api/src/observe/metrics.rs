@@ -339,7 +339,7 @@ fn engine(page: &mut Page, Gauges { stats, ready }: &Gauges) {
     page.one(
         "m40llm_device_syncs_total",
         "counter",
-        "Times the host waited for the device; 0 on a CPU.",
+        "Times the host waited for the device: once a step, and for each sequence that is sampled from whole rows of logits; 0 on a CPU.",
         stats.device_syncs,
     );
 }
