@@ -31,7 +31,7 @@ run: cuda-if-wanted ## Fetch the demo model, build, serve on 127.0.0.1:58439 (MO
 	@model=$(call fetched,$(MODEL)); \
 	exec cargo run --quiet --release -p m40llm $(RUN_FEATURES) -- run "$$model" $(ARGS)
 
-test: test-rust sass-report test-clients ## Everything that must hold: Rust, the kernels' budgets, the official SDKs against a live server
+test: test-rust sass-report test-clients ## Everything that must hold: Rust, the kernels' budgets, the clients people use against a live server
 
 test-rust: cuda-toolchain
 	scripts/fetch-model.sh smollm2
@@ -44,6 +44,7 @@ test-clients: debug-binary
 	tests/clients/run.sh $(DEBUG_BINARY) "$(call fetched,smollm2)"
 
 test-full: export TEST_KILLS = 100
+test-full: export TEST_STREAMS = 300
 test-full: export TEST_ABANDONED = 1000
 test-full: test-rust debug-binary ## As test, with larger counts and both models
 	tests/clients/run.sh $(DEBUG_BINARY) "$(call fetched,smollm2)" --full

@@ -1,6 +1,7 @@
 //! Engine events to one answer, or to server-sent events or NDJSON lines.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     future::poll_fn,
     pin::{Pin, pin},
@@ -36,6 +37,10 @@ use crate::{
 pub(crate) struct Sequences {
     events: StreamMap<usize, BoxStream<'static, Event>>,
     count: usize,
+    /// Those that are submitted as others end, so that no more than `at_once` run.
+    later: VecDeque<GenerateRequest>,
+    at_once: usize,
+    model: Arc<Model>,
     /// Sequences that share a prompt: so many follow one another.
     per_prompt: usize,
     usage: Usage,
@@ -89,9 +94,25 @@ impl Sequences {
         caller: Caller,
         log: &RequestLog,
         model: &Arc<Model>,
+        requests: Vec<GenerateRequest>,
+        per_prompt: usize,
+        param: &str,
+    ) -> Result<Self, ApiError> {
+        Self::submit_in_turn(state, caller, log, model, requests, per_prompt, param, usize::MAX)
+    }
+
+    /// As [`Sequences::submit`], but with no more than `at_once` sequences at a time. Where that bounds them each has
+    /// a prompt of its own.
+    #[expect(clippy::too_many_arguments, reason = "each is another thing, and two callers know them all")]
+    pub(crate) fn submit_in_turn(
+        state: &AppState,
+        caller: Caller,
+        log: &RequestLog,
+        model: &Arc<Model>,
         mut requests: Vec<GenerateRequest>,
         per_prompt: usize,
         param: &str,
+        at_once: usize,
     ) -> Result<Self, ApiError> {
         let count = requests.len();
         let most = model.engine.info().ctx_size;
@@ -101,6 +122,7 @@ impl Sequences {
         let mut streams = StreamMap::with_capacity(count);
         let mut parts = Vec::with_capacity(count);
         let (mut predicted, mut position) = (Duration::ZERO, 0);
+        let later = requests.split_off(requests.len().min(at_once)).into();
         let mut requests = requests.into_iter().peekable();
         while let Some(prompt_tokens) = requests.peek().map(|first| first.prompt.len() as u64) {
             let choices = requests.by_ref().take(per_prompt).collect();
@@ -125,6 +147,9 @@ impl Sequences {
         Ok(Self {
             events: streams,
             count,
+            later,
+            at_once,
+            model: Arc::clone(model),
             per_prompt,
             usage: Usage::default(),
             ticket,
@@ -156,7 +181,45 @@ impl Sequences {
     pub(crate) async fn next(&mut self) -> Option<(usize, Event)> {
         let (i, event) = self.events.next().await?;
         self.note(i, &event);
+        if matches!(event, Event::Done { .. })
+            && !self.later.is_empty()
+            && let Err(error) = self.follow()
+        {
+            self.failed = true;
+            return Some((i, Event::Failed(error)));
+        }
         Some((i, event))
+    }
+
+    /// Submits more of those that wait. A queue that others have filled is tried again when the next one ends.
+    fn follow(&mut self) -> Result<(), EngineError> {
+        let mut running = self.parts.iter().filter(|part| part.reason.is_none()).count();
+        while running < self.at_once
+            && let Some(request) = self.later.front()
+        {
+            let prompt_tokens = request.prompt.len() as u64;
+            match self.model.engine.submit(request.clone()) {
+                Ok(generation) => {
+                    self.later.pop_front();
+                    self.ticket.add(Arc::clone(generation.meter()));
+                    let timings = generation.timings();
+                    self.parts.push(Part {
+                        timings,
+                        prompt_tokens,
+                        tokens: 0,
+                        last_output: None,
+                        reason: None,
+                    });
+                    self.events.insert(self.parts.len() - 1, events(generation));
+                    running += 1;
+                }
+                Err(SubmitError::QueueFull(_)) if running > 0 => return Ok(()),
+                Err(SubmitError::Stopped(words)) => return Err(EngineError::Backend(words)),
+                // Draining, or nothing of it runs and there is no place: to be tried again.
+                Err(_) => return Err(EngineError::Ended),
+            }
+        }
+        Ok(())
     }
 
     /// Counts an event.
@@ -171,7 +234,7 @@ impl Sequences {
             metrics.observe_first_token(after);
         }
         match event {
-            Event::Prompt(_) => {}
+            Event::Prompt(_) | Event::Embedding(_) => {}
             Event::Text { tokens, .. } => {
                 part.tokens += tokens.len() as u64;
                 if let Some(last) = part.last_output.replace(now) {
@@ -209,7 +272,7 @@ impl Sequences {
                         outcome.tokens.extend(tokens);
                     }
                     Event::Done { reason, .. } => outcome.reason = reason,
-                    Event::Failed(_) => {}
+                    Event::Embedding(_) | Event::Failed(_) => {}
                 }
             })
             .await?;
@@ -239,7 +302,7 @@ impl Drop for Sequences {
     fn drop(&mut self) {
         let outcome = if self.failed {
             observe::Outcome::Failed
-        } else if self.parts.iter().any(|part| part.reason.is_none()) {
+        } else if !self.later.is_empty() || self.parts.iter().any(|part| part.reason.is_none()) {
             observe::Outcome::Cancelled
         } else if self.parts.iter().any(|part| part.reason == Some(FinishReason::Length)) {
             observe::Outcome::Length

@@ -1,4 +1,4 @@
-//! Speed of the matrix products: GB/s of weights with one activation row, GFLOP/s with 512.
+//! Speed of the matrix products: GB/s of weights with one activation row, GFLOP/s with 2 to 512.
 //!
 //! `cargo bench -p m40llm-engine --bench matmul [-- NAME...]`, names being types or
 //! kernel families; without one of a kind, all of it. Each figure is the best of several short runs.
@@ -52,7 +52,7 @@ fn main() {
     for threads in [1, 2] {
         let pool = Pool::new(threads);
         for &isa in &isas {
-            println!("{}, {threads} threads: GB/s with 1 row, GFLOP/s with 4, 8 and 512", isa.name());
+            println!("{}, {threads} threads: GB/s with 1 row, GFLOP/s with 2, 4, 8, 16, 32 and 512", isa.name());
             for &dtype in &dtypes {
                 for shape in SHAPES {
                     line(isa, &pool, dtype, shape);
@@ -71,7 +71,7 @@ fn chosen<T: Copy>(all: Vec<T>, name: fn(T) -> &'static str, names: &[String]) -
 fn line(isa: Isa, pool: &Pool, dtype: DType, (rows, cols): (usize, usize)) {
     let Some(one) = measure(isa, pool, dtype, (rows, cols), 1) else { return };
     print!("{:7} {rows:6}x{cols:<5} {:7.1}", dtype.name(), (rows * dtype.row_bytes(cols)) as f64 / one / 1e9);
-    let many: &[usize] = if rows > 100_000 || isa == Isa::Portable { &[4] } else { &[4, 8, 512] };
+    let many: &[usize] = if rows > 100_000 || isa == Isa::Portable { &[4] } else { &[2, 4, 8, 16, 32, 512] };
     for &x_rows in many {
         if let Some(seconds) = measure(isa, pool, dtype, (rows, cols), x_rows) {
             print!(" {:8.0}", 2.0 * (rows * cols * x_rows) as f64 / seconds / 1e9);

@@ -440,7 +440,8 @@ impl Engine {
             return Err(SubmitError::InvalidPrompt("the prompt is empty".into()));
         }
         // Without a bound there must be room for one token at least.
-        let requested = prompt.saturating_add(request.max_tokens.unwrap_or(1));
+        let output = if request.embedding.is_some() { 0 } else { request.max_tokens.unwrap_or(1) };
+        let requested = prompt.saturating_add(output);
         if requested > ctx_size {
             return Err(SubmitError::ContextLength { prompt, requested, limit: ctx_size });
         }

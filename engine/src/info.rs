@@ -7,6 +7,7 @@ use crate::{
     gguf::{DType, Gguf},
     memory::Plan,
     model::{Mixture, ModelConfig, NamedShape},
+    request::Pooling,
     sched::BLOCK_TOKENS,
 };
 
@@ -31,6 +32,8 @@ pub struct ModelInfo {
     pub vocab_size: usize,
     /// Embedding width.
     pub embedding_length: usize,
+    /// How it makes one vector of a text.
+    pub pooling: Pooling,
     /// Transformer layers.
     pub layers: usize,
     /// The backend in words, such as `cpu (avx512-vnni, 2 threads)`.
@@ -102,6 +105,7 @@ impl ModelInfo {
             ctx_train: model.ctx_train,
             vocab_size: model.shape.vocab,
             embedding_length: model.shape.dim,
+            pooling: model.pooling,
             layers: model.shape.layers,
             backend: backend.describe(),
             notices: backend.notices(),

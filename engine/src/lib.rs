@@ -46,7 +46,7 @@ pub use error::{EngineError, SubmitError};
 pub use handle::{Distribution, Engine, Generation, LoadProgress, Stats};
 pub use info::ModelInfo;
 pub use meter::Meter;
-pub use request::{Allowance, Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage};
+pub use request::{Allowance, Event, FinishReason, GenerateRequest, Pooling, TokenLogprob, TokenOut, Usage};
 pub use sampling::{Constraint, ConstraintError, Grammar, SamplingParams};
 pub use sched::{CallerId, Forecast, PrefixCache};
 pub use spans::Timings;

@@ -21,6 +21,8 @@ pub struct GenerateRequest {
     pub constraint: Option<Constraint>,
     /// Text that ends the generation; it is not part of the output.
     pub stop: Vec<String>,
+    /// Tokens that end the generation beside those that always do; none is part of the output.
+    pub stop_tokens: Vec<u32>,
     /// Control tokens that are printed all the same, for who tells a model's markers apart.
     pub printed: Vec<u32>,
     /// Go on past end-of-generation tokens (for benchmarks).
@@ -29,6 +31,8 @@ pub struct GenerateRequest {
     pub logprobs: Option<usize>,
     /// The same for the prompt's tokens, delivered in one [`Event::Prompt`].
     pub prompt_logprobs: Option<usize>,
+    /// Nothing is generated: one [`Event::Embedding`] tells what the model makes of the prompt.
+    pub embedding: Option<Pooling>,
     /// Whom it is for. The engine is fair between callers, and keeps their prompts apart in its cache.
     pub caller: CallerId,
     /// The caller's weight beside others; 0 counts as 1.
@@ -49,6 +53,16 @@ pub trait Allowance: fmt::Debug + Send + Sync {
 
     /// Gives back a token that was drawn and will not be generated, as its request was cancelled or failed.
     fn give_back(&self);
+}
+
+/// How one vector is made of the hidden states of a text's tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Pooling {
+    /// Their mean.
+    #[default]
+    Mean,
+    /// That of the last token, which has seen all others.
+    Last,
 }
 
 /// A token's log-probability and that of its best alternatives.
@@ -102,6 +116,8 @@ pub enum Event {
         /// Tokens released with it.
         tokens: Vec<TokenOut>,
     },
+    /// The prompt's vector, not normalised; only with `embedding`, and only once.
+    Embedding(Vec<f32>),
     /// The end; nothing follows.
     Done {
         /// Why.

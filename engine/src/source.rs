@@ -19,7 +19,7 @@ use crate::{
     handle::{Place, Stats, lock},
     info::ModelInfo,
     meter::Meter,
-    request::{Event, GenerateRequest},
+    request::{Event, GenerateRequest, Pooling},
     text::byte_vocabulary,
     worker::{Job, Shared},
 };
@@ -55,7 +55,7 @@ impl Submitted {
                 self.meter.cached(usage.cached_tokens);
                 self.meter.generated(usage.completion_tokens);
             }
-            Event::Prompt(_) | Event::Failed(_) => {}
+            Event::Prompt(_) | Event::Embedding(_) | Event::Failed(_) => {}
         }
         self.events.send(event).is_ok()
     }
@@ -142,6 +142,7 @@ pub(crate) fn info(ctx_size: usize, vocab_size: usize) -> ModelInfo {
         ctx_train: ctx_size,
         vocab_size,
         embedding_length: 0,
+        pooling: Pooling::Mean,
         layers: 0,
         backend: "token source".into(),
         notices: Vec::new(),

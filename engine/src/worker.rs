@@ -1,6 +1,7 @@
 //! The one thread that runs the model: take requests, plan a step, run it, sample, emit.
 
 mod output;
+mod vector;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,14 +15,14 @@ use std::{
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::TryRecvError};
 
-use self::output::Output;
+use self::{output::Output, vector::Vector};
 use crate::{
     backend::{Backend, Counters, Need, Row},
     error::{EngineError, public_panic_words},
     handle::{Place, Stats, lock},
     meter::Meter,
     model::Decoder,
-    request::{Allowance, Event, FinishReason, GenerateRequest, TokenLogprob, TokenOut, Usage},
+    request::{Allowance, Event, FinishReason, GenerateRequest, Pooling, TokenLogprob, TokenOut, Usage},
     sampling::{Masks, Sampler, Walk, log_softmax_of, top_logprobs},
     sched::{Arrival, Batch, Forecast, Planned, Resources, Scheduler, SequenceId},
     spans::Trace,
@@ -175,7 +176,8 @@ impl<B: Backend> Worker<'_, B> {
 
     /// Takes choices that go on from one prompt.
     fn take(&mut self, choices: Vec<Job>) {
-        let Some(GenerateRequest { prompt, caller, weight, .. }) = choices.first().map(|job| &job.request)
+        let Some(GenerateRequest { prompt, caller, weight, embedding, .. }) =
+            choices.first().map(|job| &job.request)
         else {
             return;
         };
@@ -186,6 +188,10 @@ impl<B: Backend> Worker<'_, B> {
             weight: *weight,
             prompt: prompt.clone(),
             score_prompt: choices.iter().any(|job| job.request.prompt_logprobs.is_some()),
+            hidden_from: embedding.map(|pooling| match pooling {
+                Pooling::Mean => 0,
+                Pooling::Last => prompt.len() - 1,
+            }),
             most: prompt.len() + choices.iter().map(Job::most_tokens).max().unwrap_or(0),
         });
         for job in choices {
@@ -273,7 +279,15 @@ impl<B: Backend> Worker<'_, B> {
                 request.meter.cached(plan.cached);
             }
             let row = |i: usize| self.decoder.row(plan.first_row + i);
-            match request.advance(self.tokenizer, plan, row, &mut self.masks) {
+            let hidden = (plan.first_hidden..plan.first_hidden + plan.hidden).map(|i| self.decoder.hidden(i));
+            let progress = match &mut request.vector {
+                Some(vector) => {
+                    vector.add(hidden);
+                    if plan.samples { request.embedded() } else { Progress::Prompt }
+                }
+                None => request.advance(self.tokenizer, plan, row, &mut self.masks),
+            };
+            match progress {
                 Progress::Prompt => {}
                 Progress::Token(token) => {
                     self.stats.generated_tokens += 1;
@@ -325,15 +339,17 @@ impl<B: Backend> Worker<'_, B> {
         self.stats.preemptions = self.scheduler.counts().preemptions;
         let Counters { launches, syncs } = self.decoder.counters();
         (self.stats.kernel_launches, self.stats.device_syncs) = (launches, syncs);
-        *lock(&self.shared.stats) = self.stats;
+        // In this order: who has seen the gauges is told what follows from them.
         self.scheduler.forecast(&mut lock(&self.shared.forecast));
+        *lock(&self.shared.stats) = self.stats;
     }
 }
 
 impl Job {
     /// Most tokens to generate: what the request says, and the context leaves.
     fn most_tokens(&self) -> usize {
-        self.request.max_tokens.unwrap_or(usize::MAX).min(self.ctx_size - self.request.prompt.len())
+        let wanted = if self.request.embedding.is_some() { Some(0) } else { self.request.max_tokens };
+        wanted.unwrap_or(usize::MAX).min(self.ctx_size - self.request.prompt.len())
     }
 }
 
@@ -353,12 +369,15 @@ struct Running {
     max_tokens: usize,
     printed: Vec<u32>,
     ignore_eos: bool,
+    stop_tokens: Vec<u32>,
     logprobs: Option<usize>,
     prompt_logprobs: Option<usize>,
     sampler: Sampler,
     /// Where its constraint stands.
     walk: Option<Walk>,
     output: Output,
+    /// What becomes of the prompt's hidden states, where they are asked for instead of an output.
+    vector: Option<Vector>,
     scored: Vec<TokenOut>,
     generated: usize,
     /// Tokens of the prompt that came from the cache.
@@ -390,11 +409,13 @@ impl Running {
             max_tokens,
             printed: request.printed,
             ignore_eos: request.ignore_eos,
+            stop_tokens: request.stop_tokens,
             logprobs: request.logprobs,
             prompt_logprobs: request.prompt_logprobs,
             sampler: Sampler::new(request.sampling, &request.prompt),
             walk,
             output: Output::new(&request.stop),
+            vector: request.embedding.map(|_| Vector::default()),
             scored: Vec::new(),
             generated: 0,
             cached: 0,
@@ -422,6 +443,13 @@ impl Running {
     fn need(&self) -> Need {
         let scores = self.logprobs.is_some() || self.prompt_logprobs.is_some() || self.walk.is_some();
         if scores { Need::All } else { self.sampler.need() }
+    }
+
+    /// Emits the prompt's vector, all of whose hidden states are there.
+    fn embedded(&mut self) -> Progress {
+        let vector = self.vector.take().unwrap_or_default().mean();
+        self.emit(Event::Embedding(vector));
+        self.end(FinishReason::Stop)
     }
 
     /// Uses a step's logits: scores prompt tokens, samples the next one, emits what is settled.
@@ -452,8 +480,8 @@ impl Running {
         if self.generated == 1 {
             self.trace.first_token();
         }
-        let ends = tokenizer.is_end_of_generation(token);
-        if ends && (self.walk.is_some() || !self.ignore_eos) {
+        let ends = tokenizer.is_end_of_generation(token) && (self.walk.is_some() || !self.ignore_eos);
+        if ends || self.stop_tokens.contains(&token) {
             return self.finish(FinishReason::Stop);
         }
         let complete = match self.walk.as_mut().map_or(Ok(false), |walk| walk.advance(token, masks)) {

@@ -69,7 +69,7 @@ test('an answer is streamed, measured and said once to who listens', async () =>
     const news = document.getElementById('news');
     new MutationObserver(() => said.push(news.textContent)).observe(news, { childList: true, characterData: true, subtree: true });
     globalThis.lengths = [];
-    const grown = () => lengths.push(document.querySelector('.turn.model .text')?.textContent.length ?? 0);
+    const grown = () => lengths.push(document.querySelector('.turn.model > .text')?.textContent.length ?? 0);
     new MutationObserver(grown).observe(document.getElementById('turns'), { childList: true, characterData: true, subtree: true });
   });
   const asked = nextRequest();
@@ -88,7 +88,8 @@ test('an answer is streamed, measured and said once to who listens', async () =>
 });
 
 test('the conversation goes on, and begins anew', async () => {
-  await page.getByLabel('Max tokens').fill('8');
+  await page.getByLabel('Temperature').fill('0');
+  await page.getByLabel('Max tokens').fill('4');
   await page.getByLabel('System prompt').fill('Be brief.');
   await say('My name is Ada.');
   const { text, meta } = await answered();

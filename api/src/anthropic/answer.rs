@@ -1,5 +1,6 @@
 //! What is answered, whole and as events.
 
+use axum::http::StatusCode;
 use serde::Serialize;
 use serde_json::Value as Json;
 use utoipa::ToSchema;
@@ -167,18 +168,25 @@ pub enum Delta<'a> {
     },
 }
 
-/// The body of every error on these routes: Anthropic's frame around what all routes say.
+/// The body of every error on these routes: Anthropic's frame and names around what all routes say.
 #[derive(Debug, Serialize)]
-pub struct Problem<'a> {
+pub struct Problem {
     /// Always `error`.
     pub r#type: &'static str,
     /// What went wrong.
-    pub error: &'a ErrorDetail,
+    pub error: ErrorDetail,
 }
 
-impl<'a> Problem<'a> {
+impl Problem {
     /// In its frame.
-    pub fn new(error: &'a ErrorDetail) -> Self {
-        Self { r#type: "error", error }
+    pub fn new(status: StatusCode, error: &ErrorDetail) -> Self {
+        let name = match status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::NOT_FOUND => "not_found_error",
+            StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
+            _ if status.is_server_error() => "api_error",
+            _ => error.r#type,
+        };
+        Self { r#type: "error", error: ErrorDetail { r#type: name, ..error.clone() } }
     }
 }

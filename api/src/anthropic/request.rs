@@ -63,6 +63,13 @@ pub struct MessagesRequest {
 }
 object_only!(MessagesRequest);
 
+impl MessagesRequest {
+    /// Whether there is a grammar to compile, which takes longer than reading a request.
+    pub(crate) fn compiles(&self) -> bool {
+        self.tools.is_some() || self.output_config.as_ref().is_some_and(|output| output.format.is_some())
+    }
+}
+
 /// A conversation whose tokens are counted.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(remote = "Self")]

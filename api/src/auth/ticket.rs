@@ -175,6 +175,11 @@ impl Ticket {
         (self.meters, self.per_prompt) = (meters, per_prompt.max(1));
     }
 
+    /// The engine has taken one more of its sequences, which shares its prompt with no other.
+    pub(crate) fn add(&mut self, meter: Arc<Meter>) {
+        self.meters.push(meter);
+    }
+
     /// What sequence `i` uses.
     pub(crate) fn meter(&self, i: usize) -> Option<Arc<Meter>> {
         self.meters.get(i).cloned()

@@ -418,7 +418,7 @@ impl Bench<'_> {
 fn next_tokens(generation: &mut Generation, engine: &Engine) -> anyhow::Result<Option<usize>> {
     match generation.blocking_next() {
         Some(Event::Text { tokens, .. }) => Ok(Some(tokens.len())),
-        Some(Event::Prompt(_)) => Ok(Some(0)),
+        Some(Event::Prompt(_) | Event::Embedding(_)) => Ok(Some(0)),
         Some(Event::Done { .. }) => Ok(None),
         Some(Event::Failed(error)) => Err(error.into()),
         None => bail!("the engine stopped: {}", engine.failure().unwrap_or_default()),
@@ -431,7 +431,7 @@ fn has_ended(generation: &mut Generation) -> bool {
     loop {
         match pin!(generation.next()).poll(&mut context) {
             Poll::Pending => return false,
-            Poll::Ready(Some(Event::Text { .. } | Event::Prompt(_))) => {}
+            Poll::Ready(Some(Event::Text { .. } | Event::Prompt(_) | Event::Embedding(_))) => {}
             Poll::Ready(_) => return true,
         }
     }

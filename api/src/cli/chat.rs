@@ -145,7 +145,7 @@ impl Chat {
                     print(&text)?;
                     whole.push_str(&text);
                 }
-                Some(Some(Event::Prompt(_))) => {}
+                Some(Some(Event::Prompt(_) | Event::Embedding(_))) => {}
                 Some(Some(Event::Failed(error))) => return Err(error.into()),
                 Some(None) => bail!("the engine stopped: {}", self.engine.failure().unwrap_or_default()),
                 Some(Some(Event::Done { .. })) | None => break,

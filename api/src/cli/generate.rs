@@ -63,7 +63,7 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<()> {
         match event {
             Event::Text { text, .. } if args.stream => print(&text)?,
             Event::Text { text, .. } => whole.push_str(&text),
-            Event::Prompt(_) => {}
+            Event::Prompt(_) | Event::Embedding(_) => {}
             Event::Done { .. } => {
                 whole.push('\n');
                 return Ok(print(&whole)?);

@@ -130,7 +130,12 @@ mod tests {
             norm_epsilon: 1e-5,
             rope,
         };
-        ModelConfig { architecture: "llama".into(), ctx_train: 8192, shape }
+        ModelConfig {
+            architecture: "llama".into(),
+            ctx_train: 8192,
+            pooling: m40llm_engine::Pooling::Mean,
+            shape,
+        }
     }
 
     #[test]

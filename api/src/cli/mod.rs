@@ -2,11 +2,13 @@
 
 mod bench;
 mod chat;
+mod completions;
 mod devices;
 mod generate;
 mod health;
 mod inspect;
 mod keys;
+mod man;
 mod memory;
 mod openapi;
 mod prompt;
@@ -67,6 +69,8 @@ enum Command {
     Devices(devices::Args),
     Health(health::Args),
     Openapi(openapi::Args),
+    Completions(completions::Args),
+    Man(man::Args),
 }
 
 /// Does what the command line says.
@@ -83,6 +87,8 @@ pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Devices(args) => devices::execute(&args),
         Command::Health(args) => health::execute(args),
         Command::Openapi(openapi::Args {}) => openapi::execute(),
+        Command::Completions(args) => completions::execute(&args),
+        Command::Man(args) => man::execute(&args),
     }
 }
 

@@ -287,6 +287,7 @@ pub enum ToolChoice {
     /// A word.
     Word(ToolChoiceWord),
     /// A function, or the tools that are allowed.
+    #[schema(value_type = Object)]
     Named(serde_json::Map<String, Json>),
 }
 

@@ -84,8 +84,8 @@ pub struct CompletionRequest {
     pub logprobs: Option<i64>,
     /// Put the prompt before the output; with `logprobs` its tokens are scored too.
     pub echo: Option<bool>,
-    /// Refused: the loaded models are not asked to fill in the middle.
-    #[schema(ignore)]
+    /// What follows the output: the model fills the gap between `prompt` and this. A 400 unless the model has tokens
+    /// for it, and with `echo` and `logprobs` together.
     pub suffix: Option<String>,
     /// What the output must be: `{"type":"text"}`, any JSON object, or what a schema allows.
     pub response_format: Option<super::format::ResponseFormat>,

@@ -5,6 +5,7 @@
 
 pub mod chat;
 pub mod completions;
+pub mod embeddings;
 pub mod format;
 mod lenient;
 pub mod models;
@@ -111,6 +112,7 @@ impl Usage {
     }
 
     /// With the tokens of thoughts, of a model that has some.
+    #[must_use]
     pub fn with_reasoning(mut self, tokens: Option<usize>) -> Self {
         self.completion_tokens_details =
             tokens.map(|reasoning_tokens| CompletionTokensDetails { reasoning_tokens });

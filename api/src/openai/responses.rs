@@ -107,6 +107,13 @@ pub struct ResponsesRequest {
 }
 object_only!(ResponsesRequest);
 
+impl ResponsesRequest {
+    /// Whether there is a grammar to compile, which takes longer than reading a request.
+    pub(crate) fn compiles(&self) -> bool {
+        self.tools.is_some() || self.text.as_ref().is_some_and(|text| text.format.is_some())
+    }
+}
+
 /// A string, which the user says, or the conversation's items.
 #[derive(ToSchema)]
 #[schema(as = ResponsesInput)]

@@ -194,7 +194,7 @@ impl Wire for Chunks {
                 let last = ChatChunkChoice { index, delta: Delta::default(), logprobs: None, finish_reason };
                 self.push(vec![last], None, out);
             }
-            Event::Prompt(_) | Event::Failed(_) => {}
+            Event::Prompt(_) | Event::Embedding(_) | Event::Failed(_) => {}
         }
     }
 

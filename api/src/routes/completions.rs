@@ -189,7 +189,7 @@ impl Wire for Pieces {
                 let finish_reason = Some(finish_reason(reason));
                 CompletionChoice { index, text: String::new(), logprobs: None, finish_reason }
             }
-            Event::Failed(_) => return,
+            Event::Embedding(_) | Event::Failed(_) => return,
         };
         self.push(vec![choice], None, out);
     }

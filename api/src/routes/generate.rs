@@ -196,7 +196,7 @@ impl Wire for Pieces {
                 out.push(&NativePiece { output: &text, done: false, finish_reason: None, usage: None });
             }
             Event::Done { reason, .. } => self.reason = finish_reason(reason),
-            Event::Text { .. } | Event::Prompt(_) | Event::Failed(_) => {}
+            Event::Text { .. } | Event::Prompt(_) | Event::Embedding(_) | Event::Failed(_) => {}
         }
     }
 

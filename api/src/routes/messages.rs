@@ -60,6 +60,7 @@ pub(super) async fn create(
     }
     let mut job = {
         let (model, state) = (model.clone(), state.clone());
+        let bytes = if value.compiles() { usize::MAX } else { bytes };
         beside(bytes, move || validate::anthropic(value, &model, state.config())).await?
     };
     let stops = job.requests.first_mut().map(|request| request.stop.clone()).unwrap_or_default();
@@ -111,9 +112,11 @@ pub(super) async fn count_tokens(
 ) -> Result<Json<InputTokens>, ApiError> {
     state.check_model(value.model.as_deref())?;
     let model = state.model()?;
+    let value = MessagesRequest::from(value);
     let job = {
         let state = state.clone();
-        beside(bytes, move || validate::anthropic(value.into(), &model, state.config())).await?
+        let bytes = if value.compiles() { usize::MAX } else { bytes };
+        beside(bytes, move || validate::anthropic(value, &model, state.config())).await?
     };
     Ok(Json(InputTokens { input_tokens: job.requests.first().map_or(0, |request| request.prompt.len()) }))
 }
@@ -159,7 +162,7 @@ impl Speech {
                     (FinishReason::Stop, None) => (StopReason::EndTurn, None),
                 };
             }
-            Event::Prompt(_) | Event::Failed(_) => {}
+            Event::Prompt(_) | Event::Embedding(_) | Event::Failed(_) => {}
         }
     }
 }
@@ -200,7 +203,7 @@ impl Wire for Events {
     }
 
     fn failed(&mut self, error: &ApiError, out: &mut Frames) {
-        out.event("error", &Problem::new(&error.body().error));
+        out.event("error", &Problem::new(error.status(), &error.body().error));
     }
 
     fn keep_alive(&self, out: &mut Frames) {
@@ -221,7 +224,7 @@ pub(crate) async fn frame(request: Request, next: Next) -> Response {
     let id = request.headers().get(REQUEST_ID).cloned();
     let mut response = next.run(request).await;
     if let Some(detail) = response.extensions().get::<ErrorDetail>() {
-        let framed = Json(Problem::new(detail)).into_response().into_body();
+        let framed = Json(Problem::new(response.status(), detail)).into_response().into_body();
         *response.body_mut() = framed;
         response.headers_mut().remove(header::CONTENT_LENGTH);
     }

@@ -5,6 +5,7 @@ pub(crate) mod body;
 mod chat;
 mod completions;
 mod docs;
+mod embeddings;
 mod generate;
 mod health;
 pub(crate) mod messages;
@@ -80,6 +81,7 @@ fn documented() -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(document)
         .routes(routes!(chat::create))
         .routes(routes!(completions::create))
+        .routes(routes!(embeddings::create))
         .routes(routes!(responses::create))
         .routes(routes!(messages::create))
         .routes(routes!(messages::count_tokens))

@@ -64,6 +64,7 @@ pub(super) async fn create(
     let model = state.admit(value.model.as_deref())?;
     let (job, asked) = {
         let (model, state) = (model.clone(), state.clone());
+        let bytes = if value.compiles() { usize::MAX } else { bytes };
         beside(bytes, move || validate::responses(value, &model, state.config())).await?
     };
     let sequences = Sequences::submit(&state, caller, &log, &model, job.requests, 1, "input")?;
@@ -110,7 +111,7 @@ impl Speech {
         let ((pieces, tokens), ended) = match event {
             Event::Text { text, tokens } => (self.turn.push(&text, tokens), None),
             Event::Done { reason, .. } => (self.turn.finish(), Some(reason)),
-            Event::Prompt(_) | Event::Failed(_) => return,
+            Event::Prompt(_) | Event::Embedding(_) | Event::Failed(_) => return,
         };
         let logprobs: Vec<ChatTokenLogprob> = match &self.logprobs {
             Some(model) => logprobs::chat(model.engine.tokenizer(), &tokens).content,

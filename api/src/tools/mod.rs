@@ -12,6 +12,7 @@ mod llama;
 mod reader;
 #[cfg(test)]
 mod reader_tests;
+mod thoughts;
 mod turn;
 
 pub(crate) use family::{Family, Format};

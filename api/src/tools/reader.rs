@@ -55,6 +55,7 @@ impl Reading {
             reading: self.clone(),
             state,
             held: String::new(),
+            spaces: String::new(),
             skips: false,
             fresh: true,
             calls: 0,
@@ -74,6 +75,8 @@ pub(crate) struct Reader {
     state: State,
     /// What is not certain yet.
     held: String,
+    /// What stood before a call's marker, which may turn out to be text.
+    spaces: String,
     /// Spaces that come now stand between parts.
     skips: bool,
     /// No text yet, and no call.
@@ -217,10 +220,10 @@ impl Reader {
             }
         }
         if let Some(at) = self.held.find(open) {
-            let before = self.held[..at].trim_end().to_owned();
-            self.held.drain(..at + open.len());
+            let mut before: String = self.held.drain(..at).collect();
+            self.held.drain(..open.len());
+            self.spaces = before.split_off(before.trim_end().len());
             self.state = State::Head { marker: true };
-            // Spaces alone are no text.
             self.text(&before, out);
             return true;
         }
@@ -238,10 +241,13 @@ impl Reader {
         match call::head(&self.held[fence..], is_tool) {
             Head::More => false,
             Head::Not => {
-                let marker = if marker && calls.marker_is_text { calls.format.open } else { "" };
+                let mut text = std::mem::take(&mut self.spaces);
+                if marker && calls.marker_is_text {
+                    text.push_str(calls.format.open);
+                }
                 // It is not fresh any more, so a brace is not taken for a call again.
                 (self.state, self.fresh) = (State::Text, false);
-                self.text(marker, out);
+                self.text(&text, out);
                 true
             }
             Head::Open { name, at } => {
@@ -264,6 +270,7 @@ impl Reader {
         let index = self.calls;
         self.calls += 1;
         (self.fresh, self.skips) = (false, false);
+        self.spaces.clear();
         out.push(Piece::Call { index, id: super::new_id(), name });
         index
     }

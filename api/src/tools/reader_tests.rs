@@ -148,6 +148,8 @@ fn what_only_looks_like_a_call_is_text_as_it_came() {
     ] {
         assert_eq!(hermes(raw), text(raw), "{raw}");
     }
+    let raw = "So: \n<tool_call>\nx \n <tool_call> y\n";
+    assert_eq!(hermes(raw), text(raw));
     // And a call behind it is still one.
     let raw = "<tool_call>x\n<tool_call>{\"name\": \"add\", \"arguments\": {}}</tool_call>";
     assert_eq!(hermes(raw), call("<tool_call>x", "add", "{}"));
@@ -179,7 +181,7 @@ fn calls_of_llamas() {
     with_text.text = "I look it up:".into();
     assert_eq!(llama(&format!("I look it up:\n<|python_tag|>{raw}")), with_text);
     // The marker is no text of this family's, so it is not printed.
-    assert_eq!(llama("<|python_tag|>print(1)"), text("print(1)"));
+    assert_eq!(llama("So: <|python_tag|>print(1)"), text("So: print(1)"));
     assert_eq!(llama("{\"name\": \"Bob\", \"age\": 3}"), text("{\"name\": \"Bob\", \"age\": 3}"));
 }
 

@@ -122,7 +122,7 @@ pub(crate) async fn collect(sequences: Sequences, reading: &Reading) -> Result<(
                     said.reason = reason;
                     said.called = turn.called();
                 }
-                Event::Prompt(_) | Event::Failed(_) => {}
+                Event::Prompt(_) | Event::Embedding(_) | Event::Failed(_) => {}
             }
         })
         .await?;

@@ -36,7 +36,7 @@ pub(crate) fn anthropic(
 fn convert(request: MessagesRequest) -> Result<(ChatRequest, Names), ApiError> {
     let response_format = match request.output_config.and_then(|output| output.format) {
         Some(format) => {
-            let format = response_format(format)?;
+            let format = response_format(&format)?;
             let format = serde_json::from_value(format);
             Some(format.map_err(|error| ApiError::invalid("output_config.format", error))?)
         }
@@ -50,7 +50,7 @@ fn convert(request: MessagesRequest) -> Result<(ChatRequest, Names), ApiError> {
     let mut conversation = Conversation::default();
     if let Some(system) = request.system {
         let text = texts(system, "system")?;
-        conversation.say("system", "system".to_owned(), text);
+        conversation.say("system", "system", text);
     }
     if request.messages.is_empty() {
         return Err(ApiError::invalid("messages", "it must hold at least one message"));
@@ -90,7 +90,7 @@ fn convert(request: MessagesRequest) -> Result<(ChatRequest, Names), ApiError> {
 }
 
 /// `output_config.format` in a chat request's words.
-fn response_format(format: Json) -> Result<Json, ApiError> {
+fn response_format(format: &Json) -> Result<Json, ApiError> {
     if format.get("type").and_then(Json::as_str) != Some("json_schema") {
         return Err(ApiError::invalid("output_config.format.type", "it must be `json_schema`"));
     }
@@ -156,13 +156,13 @@ impl Conversation {
         }
         let blocks = match content {
             TextOr::Text(text) => {
-                self.say(role, origin.to_owned(), vec![text]);
+                self.say(role, origin, vec![text]);
                 return Ok(());
             }
             TextOr::Parts(blocks) => blocks,
         };
         if blocks.is_empty() {
-            self.say(role, origin.to_owned(), Vec::new());
+            self.say(role, origin, Vec::new());
         }
         for (j, block) in blocks.into_iter().enumerate() {
             self.block(role, origin, format!("{origin}.content[{j}]"), block)?;
@@ -175,7 +175,7 @@ impl Conversation {
         match (block.r#type.as_str(), role) {
             ("text", _) => {
                 let text = block.text.ok_or_else(|| missing("text"))?;
-                self.say(role, origin.to_owned(), vec![text]);
+                self.say(role, origin, vec![text]);
             }
             ("tool_use", "assistant") => {
                 let id = Some(block.id.ok_or_else(|| missing("id"))?);
@@ -217,9 +217,9 @@ impl Conversation {
         Ok(())
     }
 
-    fn say(&mut self, role: &str, origin: String, texts: Vec<String>) {
+    fn say(&mut self, role: &str, origin: &str, texts: Vec<String>) {
         let part = |text| ContentPart { r#type: "text".into(), text: Some(text), refusal: None };
-        let turn = self.turn(role, &origin);
+        let turn = self.turn(role, origin);
         match turn.content.get_or_insert_with(|| Content::Parts(Vec::new())) {
             Content::Parts(parts) => parts.extend(texts.into_iter().map(part)),
             Content::Text(text) => *text += &texts.concat(),

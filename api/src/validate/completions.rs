@@ -1,6 +1,9 @@
 //! Completion requests.
 
-use m40llm_engine::{GenerateRequest, text::Tokenizer};
+use m40llm_engine::{
+    GenerateRequest,
+    text::{FillInMiddle, Tokenizer},
+};
 
 use super::{
     Formats, MAX_CHOICES, MAX_TOP_LOGPROBS, Sampling, choices, include_usage, integer, max_tokens, max_wait,
@@ -46,6 +49,11 @@ pub(crate) enum Source {
 }
 
 impl Source {
+    /// There is no text in it. (Lists of token ids are not empty.)
+    pub(super) fn is_empty(&self) -> bool {
+        matches!(self, Self::Text(text) if text.is_empty())
+    }
+
     /// What `echo` prints.
     pub(crate) fn text(&self, tokenizer: &Tokenizer) -> String {
         match self {
@@ -54,8 +62,15 @@ impl Source {
         }
     }
 
-    /// What the engine reads. An empty text is its beginning- or end-of-text token alone.
-    fn encode(&self, tokenizer: &Tokenizer) -> Vec<u32> {
+    /// What the engine reads, with a `suffix` around a gap. An empty text is its beginning- or end-of-text token alone.
+    pub(super) fn encode(&self, tokenizer: &Tokenizer, suffix: Option<&str>) -> Vec<u32> {
+        let gap = suffix.and_then(|suffix| match self {
+            Self::Text(text) => tokenizer.encode_gap(&tokenizer.encode(text, false, false), suffix),
+            Self::Tokens(ids) => tokenizer.encode_gap(ids, suffix),
+        });
+        if let Some(ids) = gap {
+            return ids;
+        }
         match self {
             Self::Text(text) => {
                 let mut ids = tokenizer.encode(text, true, true);
@@ -97,11 +112,10 @@ pub(crate) fn completions(
     let max_wait = max_wait(request.max_wait_ms)?;
     let stop = stop(request.stop)?;
     let logprobs = integer("logprobs", request.logprobs, 0..=MAX_TOP_LOGPROBS)?.map(|n| n as usize);
-    if request.suffix.is_some_and(|suffix| !suffix.is_empty()) {
-        return Err(ApiError::invalid("suffix", "filling in the middle is not supported; leave it out"));
-    }
+    let suffix = request.suffix.filter(|suffix| !suffix.is_empty());
     let echo = request.echo.unwrap_or(false);
-    let prompts = sources(request.prompt, tokenizer)?;
+    let marks = suffix.as_ref().map(|_| gap_marks(tokenizer, echo && logprobs.is_some())).transpose()?;
+    let prompts = sources(request.prompt, tokenizer, "prompt")?;
     if prompts.len().saturating_mul(best_of) > most {
         return Err(ApiError::invalid(
             "prompt",
@@ -114,7 +128,7 @@ pub(crate) fn completions(
 
     let mut requests = Vec::with_capacity(prompts.len() * best_of);
     for source in &prompts {
-        let prompt = source.encode(tokenizer);
+        let prompt = source.encode(tokenizer, suffix.as_deref());
         let limit = limit.unwrap_or_else(|| default_limit(prompt.len(), model.engine.info().ctx_size));
         for j in 0..best_of {
             let mut sampling = sampling.clone();
@@ -124,6 +138,7 @@ pub(crate) fn completions(
                 max_tokens: Some(limit),
                 sampling,
                 stop: stop.clone(),
+                stop_tokens: marks.map_or_else(Vec::new, |marks| marks.ids().to_vec()),
                 constraint: constraint.clone(),
                 max_wait,
                 // Several candidates are ranked by them.
@@ -145,6 +160,19 @@ pub(crate) fn completions(
     })
 }
 
+/// The tokens that mark the gap before a `suffix`, if the model has them and nothing else speaks against it.
+fn gap_marks(tokenizer: &Tokenizer, scores_prompt: bool) -> Result<FillInMiddle, ApiError> {
+    if scores_prompt {
+        return Err(ApiError::invalid(
+            "suffix",
+            "with it the prompt cannot be scored, as the model reads it in another order; leave out `echo` or `logprobs`",
+        ));
+    }
+    tokenizer.fill_in_middle().ok_or_else(|| {
+        ApiError::invalid("suffix", "the loaded model has no tokens for filling in the middle; leave it out")
+    })
+}
+
 /// A limit that nobody asked for makes no prompt too long; a full context still has no room for a token.
 fn default_limit(prompt: usize, ctx_size: usize) -> usize {
     DEFAULT_MAX_TOKENS.min(ctx_size.saturating_sub(prompt)).max(1)
@@ -161,15 +189,16 @@ fn best_of(best_of: Option<i64>, n: usize, stream: bool) -> Result<usize, ApiErr
     Ok(best_of)
 }
 
-fn sources(prompt: Prompt, tokenizer: &Tokenizer) -> Result<Vec<Source>, ApiError> {
+/// The prompts of the field `param`, at least one.
+pub(super) fn sources(prompt: Prompt, tokenizer: &Tokenizer, param: &str) -> Result<Vec<Source>, ApiError> {
     let sources: Vec<Source> = match prompt {
         Prompt::Texts(texts) => texts.into_iter().map(Source::Text).collect(),
         Prompt::Tokens(lists) => {
             let single = lists.len() == 1;
             for (i, ids) in lists.iter().enumerate() {
-                let name = |j| if single { format!("prompt[{j}]") } else { format!("prompt[{i}][{j}]") };
+                let name = |j| if single { format!("{param}[{j}]") } else { format!("{param}[{i}][{j}]") };
                 if ids.is_empty() {
-                    return Err(ApiError::invalid("prompt", "a list of token ids must not be empty"));
+                    return Err(ApiError::invalid(param, "a list of token ids must not be empty"));
                 }
                 token_ids(ids, tokenizer, name)?;
             }
@@ -177,7 +206,7 @@ fn sources(prompt: Prompt, tokenizer: &Tokenizer) -> Result<Vec<Source>, ApiErro
         }
     };
     if sources.is_empty() {
-        return Err(ApiError::invalid("prompt", "it must not be an empty list"));
+        return Err(ApiError::invalid(param, "it must not be an empty list"));
     }
     Ok(sources)
 }

@@ -62,6 +62,7 @@ impl Formats<'_> {
         let Self { response_format, structured_outputs, .. } = self;
         response_format.is_some_and(|format| format.r#type != "text")
             || structured_outputs.is_some()
+            || self.guided_json.is_some()
             || self.fields().iter().any(Option::is_some)
     }
 
@@ -159,6 +160,7 @@ mod tests {
 
     use super::*;
 
+    #[expect(clippy::needless_pass_by_value, reason = "called with json! in place")]
     fn asked(body: Json) -> Result<Option<(&'static str, Grammar)>, String> {
         let mut whole = json!({"messages": []});
         whole.as_object_mut().unwrap().extend(body.as_object().unwrap().clone());

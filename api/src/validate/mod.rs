@@ -3,6 +3,7 @@
 mod anthropic;
 mod chat;
 mod completions;
+mod embeddings;
 mod format;
 mod messages;
 mod names;
@@ -13,6 +14,7 @@ mod tools;
 pub(crate) use anthropic::anthropic;
 pub(crate) use chat::{ChatJob, chat};
 pub(crate) use completions::{CompletionJob, completions};
+pub(crate) use embeddings::embeddings;
 pub(crate) use format::Formats;
 pub(crate) use messages::render;
 pub(crate) use names::Names;

@@ -279,7 +279,7 @@ impl Conversation {
                 match texts(content, &format!("{origin}.content"), &["reasoning_text"])? {
                     Content::Text(text) => self.think(&text),
                     Content::Parts(parts) => {
-                        parts.iter().filter_map(|p| p.text.as_ref()).for_each(|t| self.think(t))
+                        parts.iter().filter_map(|p| p.text.as_ref()).for_each(|t| self.think(t));
                     }
                 }
             }

@@ -229,6 +229,7 @@ mod tests {
         json!({"type": "function", "function": {"name": name, "x": 1, "a": 2}})
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "called with json! in place")]
     fn check(list: Json, choice: Json) -> Result<Tools, ApiError> {
         tools(serde_json::from_value(list).unwrap(), Some(&choice), None)
     }

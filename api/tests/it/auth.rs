@@ -559,19 +559,32 @@ async fn an_answer_that_has_come_is_on_the_account() {
         ("/v1/completions", json!({"prompt": "ab", "max_tokens": 0})),
         ("/generate", json!({"prompt": "hello", "max_tokens": 5})),
         ("/generate", json!({"prompt": "hello", "max_tokens": 5, "stream": true})),
+        ("/v1/responses", json!({"input": "hello", "max_output_tokens": 5})),
+        ("/v1/responses", json!({"input": "hello", "max_output_tokens": 5, "stream": true})),
+        ("/v1/messages", json!({"messages": [{"role": "user", "content": "hello"}], "max_tokens": 5})),
+        (
+            "/v1/messages",
+            json!({"messages": [{"role": "user", "content": "hello"}], "max_tokens": 5, "stream": true}),
+        ),
     ] {
         let answer = server.post(path, &text, &body).await;
         assert_eq!(answer.status, StatusCode::OK, "{path} {body}: {answer:?}");
         let usage = match answer.header("content-type") {
             "application/json" => answer.json()["usage"].clone(),
+            _ if answer.body.starts_with("event: ") => {
+                let events = answer.named_events();
+                let usage = events.iter().rev().find_map(|e| e.get("usage").or(e["response"].get("usage")));
+                usage.unwrap().clone()
+            }
             sse if sse.starts_with("text/event-stream") => {
                 answer.events(true).last().unwrap()["usage"].clone()
             }
             _ => serde_json::from_str::<Value>(answer.body.lines().last().unwrap()).unwrap()["usage"].clone(),
         };
         expected[0] += 1;
-        expected[1] += usage["prompt_tokens"].as_u64().unwrap();
-        expected[2] += usage["completion_tokens"].as_u64().unwrap();
+        let count = |names: [&str; 2]| names.iter().find_map(|name| usage[*name].as_u64()).unwrap();
+        expected[1] += count(["prompt_tokens", "input_tokens"]);
+        expected[2] += count(["completion_tokens", "output_tokens"]);
         assert_eq!(used(&server, &text).await, expected, "{path} {body}");
     }
     // What is refused before the engine is asked costs nothing.
@@ -584,7 +597,7 @@ async fn an_answer_that_has_come_is_on_the_account() {
     let all = server.get("/admin/usage", &text).await.json();
     assert_eq!(all["data"].as_array().unwrap().len(), 1);
     let row = &all["data"][0];
-    assert_eq!((&row["id"], &row["model"], &row["requests"]), (&json!(key.id), &json!(MODEL), &json!(7)));
+    assert_eq!((&row["id"], &row["model"], &row["requests"]), (&json!(key.id), &json!(MODEL), &json!(11)));
     assert_eq!(row["day"].as_str().unwrap().len(), 10);
     assert!(row["device_seconds"].is_number());
     let later = server.get("/admin/usage?since=2999-01-01", &text).await.json();

@@ -104,7 +104,19 @@ fn generate(flags: &[&str]) -> Output {
 fn help_teaches_and_goes_to_stdout() {
     let output = run(&["--help"]);
     assert_eq!(output.status.code(), Some(0));
-    let mut commands = vec!["generate", "chat", "inspect", "bench", "devices", "health", "keys", "openapi"];
+    let mut commands = vec![
+        "generate",
+        "chat",
+        "inspect",
+        "bench",
+        "devices",
+        "health",
+        "keys",
+        "openapi",
+        "pull",
+        "completions",
+        "man",
+    ];
     if cfg!(feature = "server") {
         commands.push("run");
     }
@@ -353,6 +365,43 @@ fn openapi_prints_the_repositorys_document() {
     let output = run(&["openapi"]);
     assert_eq!(output.status.code(), Some(0));
     assert!(stdout(&output) == document, "stale: make openapi");
+}
+
+#[test]
+fn a_shell_completes_commands_and_flags() {
+    let script = run(&["completions", "bash"]);
+    let (_dir, path) = file(&script.stdout, "m40llm.bash");
+    let completed = |words: &[&str]| {
+        let last = words.len() - 1;
+        let ask = "source \"$0\"; COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); \
+            _m40llm \"$1\" \"${COMP_WORDS[COMP_CWORD]}\" \"${COMP_WORDS[COMP_CWORD-1]}\"; echo \"${COMPREPLY[*]}\"";
+        let output = Command::new("bash").args(["--norc", "-c", ask]).arg(&path).args(words).output();
+        let output = output.expect("bash");
+        assert!(output.status.success() && last > 0, "{}", stderr(&output));
+        stdout(&output).trim().to_owned()
+    };
+    assert_eq!(completed(&["m40llm", "pu"]), "pull");
+    assert_eq!(completed(&["m40llm", "pull", "--re"]), "--revision");
+    assert_eq!(completed(&["m40llm", "keys", "cr"]), "create");
+    for shell in ["zsh", "fish"] {
+        assert!(stdout(&run(&["completions", shell])).contains("revision"), "{shell}");
+    }
+    assert_eq!(run(&["completions", "cmd"]).status.code(), Some(2));
+}
+
+#[test]
+fn every_command_has_a_manual_page() {
+    for (command, page, says) in [
+        (&[] as &[&str], "m40llm", "m40llm\\-pull(1)"),
+        (&["pull"], "m40llm-pull", "HF_ENDPOINT"),
+        (&["keys", "create"], "m40llm-keys-create", "expires"),
+    ] {
+        let output = run(&[&["man"], command].concat());
+        let text = stdout(&output);
+        assert!(output.status.success() && text.contains(&format!(".TH {page} 1")), "{text}");
+        assert!(text.contains(says), "{page} lacks {says}: {text}");
+    }
+    refused(&run(&["man", "keys", "make"]), 2, &["m40llm-keys", "\"make\""]);
 }
 
 #[test]

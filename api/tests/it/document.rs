@@ -36,6 +36,7 @@ fn every_route_is_in_it_with_its_security() {
     let expected = [
         ("/v1/chat/completions", "post", &keyed),
         ("/v1/completions", "post", &keyed),
+        ("/v1/embeddings", "post", &keyed),
         ("/v1/responses", "post", &keyed),
         ("/v1/messages", "post", &keyed),
         ("/v1/messages/count_tokens", "post", &keyed),

@@ -109,7 +109,7 @@ fn health(addr: SocketAddr) -> (u16, Value) {
 async fn last(mut generation: Generation) -> Event {
     loop {
         match generation.next().await.expect("a last event") {
-            Event::Text { .. } | Event::Prompt(_) => {}
+            Event::Text { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
             event => return event,
         }
     }

@@ -101,6 +101,10 @@ impl<B: Backend> Backend for Faulty<B> {
         self.inner.logits(norm, output)
     }
 
+    fn keep_hidden(&mut self, norm: &B::Vector) -> Result<(), EngineError> {
+        self.inner.keep_hidden(norm)
+    }
+
     fn rows(&mut self, needs: &[Need]) -> Result<(), EngineError> {
         self.inner.rows(needs)
     }
@@ -111,6 +115,10 @@ impl<B: Backend> Backend for Faulty<B> {
 
     fn row(&self, index: usize) -> Row<'_> {
         self.inner.row(index)
+    }
+
+    fn hidden(&self, index: usize) -> &[f32] {
+        self.inner.hidden(index)
     }
 
     fn counters(&self) -> Counters {

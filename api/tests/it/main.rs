@@ -18,6 +18,8 @@ mod auth;
 #[cfg(feature = "server")]
 mod chat;
 #[cfg(feature = "server")]
+mod compatibility;
+#[cfg(feature = "server")]
 mod completions;
 #[cfg(feature = "server")]
 mod contract;
@@ -26,13 +28,19 @@ mod cors;
 #[cfg(feature = "server")]
 mod document;
 #[cfg(feature = "server")]
+mod embeddings;
+#[cfg(feature = "server")]
 mod failure;
 #[cfg(feature = "server")]
 mod faulty;
 #[cfg(feature = "server")]
+mod fuzz;
+#[cfg(feature = "server")]
 mod guard;
 #[cfg(feature = "server")]
 mod guarded;
+#[cfg(feature = "server")]
+mod infill;
 #[cfg(feature = "server")]
 mod limits;
 #[cfg(feature = "server")]

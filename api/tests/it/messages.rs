@@ -216,6 +216,10 @@ async fn errors_are_in_anthropics_frame_whoever_makes_them() {
         (json!({"tools": tools(), "tool_choice": {"type": "tool", "name": "g"}}), "tool_choice.name"),
         (json!({"tool_choice": {"type": "any"}}), "tool_choice"),
         (json!({"messages": [{"role": "user", "content": "x".repeat(5000)}]}), "messages"),
+        (
+            json!({"output_config": {"format": {"type": "json_schema", "schema": {"contains": 1}}}}),
+            "output_config.format.schema",
+        ),
     ] {
         let answer = post(&app, PATH, &with(&fields)).await;
         assert!(answer.headers.contains_key("request-id"));
@@ -241,9 +245,9 @@ async fn errors_are_in_anthropics_frame_whoever_makes_them() {
 async fn a_failure_in_the_midst_is_an_event() {
     let events = streamed(&says(&["Hi"], End::Failure), &json!({})).await;
     let last = events.last().unwrap();
-    assert_eq!((&last["type"], &last["error"]["type"]), (&json!("error"), &json!("server_error")));
+    assert_eq!((&last["type"], &last["error"]["type"]), (&json!("error"), &json!("api_error")));
     let answer = post(&says(&[], End::Failure), PATH, &with(&json!({"stream": true}))).await;
-    assert_eq!((answer.status.as_u16(), &answer.error()["type"]), (500, &json!("server_error")));
+    assert_eq!((answer.status.as_u16(), &answer.error()["type"]), (500, &json!("api_error")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -252,6 +256,36 @@ async fn silence_is_filled_with_pings() {
     let answer = post(&app, PATH, &with(&json!({"stream": true}))).await;
     assert!(answer.body.contains("\n\nevent: ping\ndata: {\"type\":\"ping\"}\n\n"), "{}", answer.body);
     assert_eq!(assembled(&answer.named_events())["content"][0]["text"], "ab");
+}
+
+#[tokio::test]
+async fn a_models_answer_has_the_shape_and_the_call_that_were_asked_for() {
+    let app = served();
+    let schema = json!({
+        "type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"],
+        "additionalProperties": false,
+    });
+    let fits = |value: &Value| value["city"] == "Paris" || value["city"] == "Rome";
+    let mut fields = json!({"temperature": 1.5, "seed": 3, "max_tokens": 60});
+    fields["output_config"] = json!({"format": {"type": "json_schema", "schema": schema}});
+    let answer = whole(&app, &fields).await;
+    assert_eq!(answer["stop_reason"], "end_turn");
+    assert!(fits(&serde_json::from_str(answer["content"][0]["text"].as_str().unwrap()).unwrap()), "{answer}");
+
+    let mut fields = json!({"temperature": 1.5, "seed": 3, "max_tokens": 60});
+    fields["tools"] = json!([{"name": "plan", "input_schema": schema}]);
+    for choice in
+        [json!({"type": "any", "disable_parallel_tool_use": true}), json!({"type": "tool", "name": "plan"})]
+    {
+        fields["tool_choice"] = choice;
+        let answer = whole(&app, &fields).await;
+        assert_eq!(
+            (answer["content"].as_array().unwrap().len(), &answer["stop_reason"]),
+            (1, &json!("tool_use"))
+        );
+        assert!(fits(&answer["content"][0]["input"]), "{answer}");
+        assert_eq!(comparable(&assembled(&streamed(&app, &fields).await)), comparable(&answer));
+    }
 }
 
 #[tokio::test]

@@ -372,9 +372,7 @@ fn the_token_is_shown_to_the_hub_alone() {
     let output = world.command(&arguments).env("HF_TOKEN", TOKEN).output().unwrap();
     assert!(path(&output).exists());
     let asked = world.hub.asked.lock().unwrap();
-    let at = |prefix: &str| {
-        asked.iter().filter(|a| a.path.starts_with(prefix)).next_back().unwrap().authorization.clone()
-    };
+    let at = |prefix: &str| asked.iter().rfind(|a| a.path.starts_with(prefix)).unwrap().authorization.clone();
     let bearer = format!("Bearer {TOKEN}");
     assert_eq!((at("/api"), at("/resolve"), at("/blob/")), (bearer.clone(), bearer, String::new()));
 }

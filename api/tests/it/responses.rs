@@ -252,6 +252,11 @@ async fn faults_name_this_requests_fields() {
         (json!({"previous_response_id": "resp_1"}), "previous_response_id"),
         (json!({"background": true}), "background"),
         (json!({"text": {"format": {"type": "yaml"}}}), "text.format.type"),
+        (json!({"text": {"format": {"type": "json_schema", "name": "n"}}}), "text.format.schema"),
+        (
+            json!({"text": {"format": {"type": "json_schema", "name": "n", "schema": {"contains": 1}}}}),
+            "text.format.schema",
+        ),
         (json!({"tools": [{"type": "function", "name": "no good"}]}), "tools[0].name"),
         (
             json!({"tools": [{"type": "function", "name": "f", "parameters": {"type": "array"}}]}),
@@ -274,6 +279,47 @@ async fn faults_name_this_requests_fields() {
         let message = error["message"].as_str().unwrap();
         assert!(message.starts_with(param) || error["code"] == "context_length_exceeded", "{error}");
         assert!(!message.contains("messages") && !message.contains("function.name"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_models_answer_has_the_shape_and_the_call_that_were_asked_for() {
+    let app = served();
+    let properties =
+        json!({"city": {"enum": ["Paris", "Rome"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}});
+    let schema = json!({
+        "type": "object", "properties": properties, "required": ["city", "days"], "additionalProperties": false
+    });
+    let check = |text: &Value| {
+        let value: Value = serde_json::from_str(text.as_str().unwrap()).unwrap();
+        assert!(value["city"] == "Paris" || value["city"] == "Rome", "{value}");
+        assert!((1..=9).contains(&value["days"].as_i64().unwrap()), "{value}");
+    };
+    let limits = json!({"temperature": 1.5, "seed": 3, "max_output_tokens": 60});
+    let mut fields = limits.clone();
+    fields["text"] =
+        json!({"format": {"type": "json_schema", "name": "trip", "strict": true, "schema": schema}});
+    let answer = whole(&app, &fields).await;
+    assert_eq!(answer["status"], "completed");
+    check(&answer["output"][0]["content"][0]["text"]);
+    assert_eq!(answer["text"]["format"], fields["text"]["format"]);
+
+    let mut fields = limits;
+    fields["tools"] = json!([{"type": "function", "name": "plan", "parameters": schema}]);
+    for choice in [json!("required"), json!({"type": "function", "name": "plan"})] {
+        fields["tool_choice"] = choice;
+        fields["parallel_tool_calls"] = false.into();
+        let answer = whole(&app, &fields).await;
+        let calls: Vec<&Value> = answer["output"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|item| item["type"] == "function_call")
+            .collect();
+        assert_eq!((calls.len(), &calls[0]["name"]), (1, &json!("plan")));
+        check(&calls[0]["arguments"]);
+        let events = streamed(&app, &fields).await;
+        assert_eq!(comparable(&events.last().unwrap()["response"]), comparable(&answer));
     }
 }
 

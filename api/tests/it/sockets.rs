@@ -41,17 +41,17 @@ impl Server {
 
     /// The same, over an engine of another configuration.
     pub(crate) async fn with(engine: EngineConfig, edit: impl FnOnce(&mut ServerConfig)) -> Self {
-        Self::listening(TcpListener::bind("127.0.0.1:0").await.unwrap(), engine, edit)
+        Self::listening(TcpListener::bind("127.0.0.1:0").await.unwrap(), &engine, edit)
     }
 
     pub(crate) fn engine() -> EngineConfig {
         EngineConfig { ctx_size: Some(600), max_batch: 8, ..EngineConfig::default() }
     }
 
-    fn listening(listener: TcpListener, config: EngineConfig, edit: impl FnOnce(&mut ServerConfig)) -> Self {
+    fn listening(listener: TcpListener, config: &EngineConfig, edit: impl FnOnce(&mut ServerConfig)) -> Self {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/goldens/tiny-llama.gguf");
         let backend = Faulty::slow(ReferenceBackend::new(1), STEP);
-        let engine = Engine::load_on(&path, &config, backend, |_| {}).unwrap();
+        let engine = Engine::load_on(&path, config, backend, |_| {}).unwrap();
         let mut config =
             ServerConfig { prompt_format: PromptFormat::Raw, ..ServerConfig::new(MODEL, 1_700_000_000) };
         edit(&mut config);
@@ -334,7 +334,7 @@ async fn readers_that_take_nothing_are_cut_off() {
     socket.set_send_buffer_size(4096).unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let server =
-        Server::listening(socket.listen(16).unwrap(), Server::engine(), limits(|l| l.write_stall = SHORT));
+        Server::listening(socket.listen(16).unwrap(), &Server::engine(), limits(|l| l.write_stall = SHORT));
     let client = TcpSocket::new_v4().unwrap();
     client.set_recv_buffer_size(4096).unwrap();
     let mut client = client.connect(server.addr).await.unwrap();

@@ -128,6 +128,25 @@ pub(crate) fn loading() -> Router {
     m40llm::app(AppState::loading(ServerConfig::new(MODEL, 1_700_000_000)))
 }
 
+/// The model of code, which `scripts/fetch-model.sh qwen2.5-coder-0.5b` fetches.
+pub(crate) fn coder() -> Router {
+    static LOADED: LazyLock<Engine> = LazyLock::new(|| {
+        let path =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/qwen2.5-coder-0.5b-instruct-q4_k_m.gguf");
+        assert!(
+            path.exists(),
+            "{} is missing: run scripts/fetch-model.sh qwen2.5-coder-0.5b",
+            path.display()
+        );
+        let config =
+            EngineConfig { ctx_size: Some(1024), max_batch: 4, max_queue: 16, ..EngineConfig::default() };
+        Engine::load(&path, &config, |_| {}).unwrap()
+    });
+    let state = AppState::loading(ServerConfig::new(MODEL, 1_700_000_000));
+    state.set_engine(LOADED.clone());
+    m40llm::app(state)
+}
+
 /// The demo model, which `scripts/fetch-model.sh smollm2` fetches.
 pub(crate) fn model_path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/smollm2-135m-instruct-q4_1.gguf")

@@ -1,7 +1,7 @@
 //! What a device must do for the decoder: one trait of coarse operations, so that each side may fuse.
 //!
 //! A step is `begin`, `embed`, then per layer `qkv`, `attend`, `attention_output`, `feed_forward`,
-//! then `logits`, and `rows` for what sampling wants of them. Activations stay inside the backend, in run
+//! then `logits`, `keep_hidden` where somebody wants hidden states instead, and `rows` for what sampling wants of them. Activations stay inside the backend, in run
 //! state that `allocate` makes once; a step allocates nothing.
 
 pub mod cpu;
@@ -107,7 +107,8 @@ impl Capacity {
             && batch.positions.len() == tokens
             && batch.sequences.len() <= self.sequences
             && batch.logit_rows.len() <= self.logit_rows
-            && batch.logit_rows.iter().all(|&r| (r as usize) < tokens)
+            && batch.hidden_rows.len() <= tokens
+            && batch.logit_rows.iter().chain(&batch.hidden_rows).all(|&r| (r as usize) < tokens)
             && batch.block_tables.iter().all(|&b| (b as usize) < self.kv_blocks)
             && batch.copies.iter().all(|c| (c.from.max(c.to) as usize) < self.kv_blocks);
         let mut next = 0;
@@ -307,6 +308,9 @@ pub trait Backend: Send + 'static {
     /// `output · rmsnorm(x[logit_rows])`, `[logit_rows, vocab]`.
     fn logits(&mut self, norm: &Self::Vector, output: &Self::Weight) -> Result<(), EngineError>;
 
+    /// `rmsnorm(x[hidden_rows])` for [`Backend::hidden`]. Asked after `logits`, and only where there are such rows.
+    fn keep_hidden(&mut self, norm: &Self::Vector) -> Result<(), EngineError>;
+
     /// Has what is needed of each row of the step's logits brought to the host, one need a row, and so ends the step:
     /// all is computed when this returns, though whole rows may still be on their way.
     fn rows(&mut self, needs: &[Need]) -> Result<(), EngineError>;
@@ -318,6 +322,9 @@ pub trait Backend: Send + 'static {
 
     /// Row `index` of the step's logits, which has come; valid until the next `begin`.
     fn row(&self, index: usize) -> Row<'_>;
+
+    /// Number `index` of the step's hidden states, `[dim]`; valid from `rows` until the next `begin`.
+    fn hidden(&self, index: usize) -> &[f32];
 
     /// What the device has done so far; all zero on a host.
     fn counters(&self) -> Counters {

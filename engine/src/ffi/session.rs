@@ -119,7 +119,7 @@ impl Session {
                         return Ok(outcome);
                     }
                 }
-                Some(Event::Prompt(_)) => {}
+                Some(Event::Prompt(_) | Event::Embedding(_)) => {}
                 Some(Event::Done { reason, usage, .. }) => {
                     outcome.finish = finish(reason);
                     outcome.prompt_tokens = usage.prompt_tokens as u64;

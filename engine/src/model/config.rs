@@ -6,6 +6,7 @@ use crate::{
     backend::{Rope, RopeStyle, Shape},
     error::EngineError,
     gguf::{Gguf, Metadata, Value, dequantize},
+    request::Pooling,
 };
 
 /// Architectures the decoder is written for.
@@ -18,6 +19,8 @@ pub struct ModelConfig {
     pub architecture: String,
     /// Context the model was trained for, in tokens.
     pub ctx_train: usize,
+    /// How it makes one vector of a text.
+    pub pooling: Pooling,
     /// The dimensions.
     pub shape: Shape,
 }
@@ -115,7 +118,20 @@ impl ModelConfig {
             norm_epsilon: epsilon as f32,
             rope: rope(file, &keys, head_dim, ctx_train)?,
         };
-        Ok(Self { architecture, ctx_train, shape })
+        let pooling = pooling(&keys)?;
+        Ok(Self { architecture, ctx_train, pooling, shape })
+    }
+}
+
+/// `pooling_type` in the numbers of the format. A model that was not trained to embed says nothing, or 0.
+fn pooling(keys: &Keys<'_>) -> Result<Pooling, EngineError> {
+    match keys.count("pooling_type", 0..=u64::MAX)? {
+        None | Some(0 | 1) => Ok(Pooling::Mean),
+        Some(3) => Ok(Pooling::Last),
+        Some(other) => Err(EngineError::Model(format!(
+            "{} is {other}; supported are 0 (none), 1 (mean) and 3 (last token)",
+            keys.name("pooling_type")
+        ))),
     }
 }
 

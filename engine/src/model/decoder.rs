@@ -37,6 +37,9 @@ impl<B: Backend> Decoder<B> {
             backend.feed_forward(&layer.feed_forward)?;
         }
         backend.logits(&weights.norm, weights.output.as_ref().unwrap_or(&weights.embedding))?;
+        if !batch.hidden_rows.is_empty() {
+            backend.keep_hidden(&weights.norm)?;
+        }
         backend.rows(needs)
     }
 
@@ -48,6 +51,11 @@ impl<B: Backend> Decoder<B> {
     /// Row `index` of the last step's logits.
     pub fn row(&self, index: usize) -> Row<'_> {
         self.backend.row(index)
+    }
+
+    /// Number `index` of the last step's hidden states, after the final norm.
+    pub fn hidden(&self, index: usize) -> &[f32] {
+        self.backend.hidden(index)
     }
 
     /// The device that it runs on.

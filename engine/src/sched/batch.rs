@@ -35,6 +35,8 @@ pub struct Batch {
     pub block_tables: Vec<u32>,
     /// Indices into `tokens` whose next-token logits are wanted, ascending.
     pub logit_rows: Vec<u32>,
+    /// Indices into `tokens` whose hidden states are wanted, ascending.
+    pub hidden_rows: Vec<u32>,
     /// Copies of blocks, to be made in this order at the beginning of the step.
     pub copies: Vec<BlockCopy>,
 }
@@ -47,6 +49,7 @@ impl Batch {
         self.sequences.clear();
         self.block_tables.clear();
         self.logit_rows.clear();
+        self.hidden_rows.clear();
         self.copies.clear();
     }
 

@@ -73,6 +73,7 @@ impl Server {
             weight: 1,
             prompt: (0..prompt as u32).map(|i| i + 10_000 * id.0 as u32).collect(),
             score_prompt: false,
+            hidden_from: None,
             most: prompt + tokens,
         });
         self.streams.insert(id, Stream { arrived: self.now, left: tokens, times: Vec::new() });

@@ -60,7 +60,12 @@ pub struct Planned {
     pub computed: usize,
     /// Position of the token behind the first row; row `i` predicts the token at `position + i + 1`.
     pub position: usize,
-    /// True when the last row predicts a token that does not exist yet.
+    /// First of its hidden states in `Batch::hidden_rows`.
+    pub first_hidden: usize,
+    /// How many it has.
+    pub hidden: usize,
+    /// True when the last row predicts a token that does not exist yet; where hidden states are wanted, when its last
+    /// one is there.
     pub samples: bool,
     /// Tokens of its prompt that were taken from the cache.
     pub cached: usize,
@@ -417,7 +422,7 @@ impl Scheduler {
             // Each scored position takes a row; positions scored before a preemption take none.
             len = len.min(sequence.score_from.saturating_sub(context) + rows_left);
         }
-        if len == 0 || rows_left == 0 {
+        if len == 0 || (rows_left == 0 && sequence.hidden_from.is_none()) {
             return;
         }
         let (start, end) = (batch.tokens.len(), context + len);
@@ -428,8 +433,15 @@ impl Scheduler {
 
         let samples = end == sequence.tokens.len();
         let position = sequence.score_from.max(context).min(if samples { end - 1 } else { end });
-        let rows = end - position;
+        let rows = if sequence.hidden_from.is_some() { 0 } else { end - position };
         let (first_row, cached) = (batch.logit_rows.len(), sequence.cached);
+        let first_hidden = batch.hidden_rows.len();
+        if let Some(from) = &mut sequence.hidden_from {
+            let wanted = (*from).max(context)..end;
+            batch.hidden_rows.extend(wanted.map(|position| (start + position - context) as u32));
+            *from = (*from).max(end);
+        }
+        let hidden = batch.hidden_rows.len() - first_hidden;
         planned.extend(sequence.members().zip(0..).map(|(id, choice)| Planned {
             id,
             first_row,
@@ -437,10 +449,13 @@ impl Scheduler {
             tokens: if choice == 0 { len } else { 0 },
             computed: end,
             position,
+            first_hidden,
+            hidden,
             samples,
             cached,
         }));
-        batch.logit_rows.extend((start + position - context..start + len).map(|row| row as u32));
+        let first = start + position - context;
+        batch.logit_rows.extend((first..first + rows).map(|row| row as u32));
         if sequence.score_from != usize::MAX {
             sequence.score_from = sequence.score_from.max(end);
         }

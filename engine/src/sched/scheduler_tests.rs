@@ -11,7 +11,16 @@ fn scheduler(blocks: usize) -> Scheduler {
 
 fn add(s: &mut Scheduler, id: u64, prompt: Vec<u32>, choices: usize, score_prompt: bool) {
     let (caller, most) = (CallerId(0), prompt.len() + 100);
-    s.add(Arrival { id: SequenceId(id), choices, caller, weight: 1, prompt, score_prompt, most });
+    s.add(Arrival {
+        id: SequenceId(id),
+        choices,
+        caller,
+        weight: 1,
+        prompt,
+        score_prompt,
+        hidden_from: None,
+        most,
+    });
 }
 
 fn step(s: &mut Scheduler) -> (Batch, Vec<Planned>) {
@@ -137,8 +146,16 @@ fn a_common_beginning_is_computed_once_for_one_caller() {
     s.remove(SequenceId(1));
     s.remove(SequenceId(2));
     let (caller, weight, most) = (CallerId(9), 1, 200);
-    let arrival =
-        Arrival { id: SequenceId(3), choices: 1, caller, weight, prompt: text, score_prompt: false, most };
+    let arrival = Arrival {
+        id: SequenceId(3),
+        choices: 1,
+        caller,
+        weight,
+        prompt: text,
+        score_prompt: false,
+        hidden_from: None,
+        most,
+    };
     s.add(arrival);
     let (batch, _) = step(&mut s);
     assert_eq!(batch.sequences[0].context, 0, "another caller's prompt is not found");
@@ -172,6 +189,7 @@ fn a_caller_with_one_request_gets_a_place_from_one_with_all_of_them() {
         weight: 1,
         prompt: vec![8; 10],
         score_prompt: false,
+        hidden_from: None,
         most: 20,
     };
     s.add(arrival);

@@ -24,6 +24,8 @@ pub struct Arrival {
     pub prompt: Vec<u32>,
     /// Every prompt position gets a logits row.
     pub score_prompt: bool,
+    /// From this position on every token's hidden state is wanted, and no logits at all: nothing follows the prompt.
+    pub hidden_from: Option<usize>,
     /// Most tokens that prompt and output together come to.
     pub most: usize,
 }
@@ -58,6 +60,8 @@ pub(super) struct Sequence {
     pub(super) published: usize,
     /// Positions below this need no logits row any more; `usize::MAX` when the prompt is not scored.
     pub(super) score_from: usize,
+    /// Positions below this need no hidden state any more; absent where logits are wanted.
+    pub(super) hidden_from: Option<usize>,
     /// When it first got a place, by the scheduler's clock.
     pub(super) placed: Option<f64>,
     /// Tokens of the prompt it may compute in the step being planned.
@@ -66,7 +70,7 @@ pub(super) struct Sequence {
 
 impl Sequence {
     pub(super) fn new(arrival: Arrival, root: Key) -> Self {
-        let Arrival { id, choices, caller, weight, prompt, score_prompt, most } = arrival;
+        let Arrival { id, choices, caller, weight, prompt, score_prompt, hidden_from, most } = arrival;
         Self {
             id,
             others: (1..choices.max(1) as u64).map(|i| SequenceId(id.0 + i)).collect(),
@@ -85,6 +89,7 @@ impl Sequence {
             keys: Vec::new(),
             published: 0,
             score_from: if score_prompt { 0 } else { usize::MAX },
+            hidden_from,
             placed: None,
             grant: 0,
         }
@@ -129,9 +134,10 @@ impl Sequence {
     }
 
     /// Blocks that may come from the cache: at least one token is computed, and with it the logits that
-    /// follow; so is every position whose row is wanted.
+    /// follow; so is every position whose row or hidden state is wanted.
     pub(super) fn may_find(&self) -> usize {
-        (self.tokens.len() - 1).min(self.score_from) / BLOCK_TOKENS
+        let wanted = self.score_from.min(self.hidden_from.unwrap_or(usize::MAX));
+        (self.tokens.len() - 1).min(wanted) / BLOCK_TOKENS
     }
 
     /// The key of its block `at`, all of whose tokens are known.

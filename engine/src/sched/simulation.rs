@@ -144,6 +144,7 @@ impl Simulation {
             weight: caller as u32 + 1,
             prompt: tokens.clone(),
             score_prompt: score,
+            hidden_from: None,
             most: prompt + generate,
         });
         let scope = match self.resources.prefix_cache {

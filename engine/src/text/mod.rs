@@ -3,6 +3,7 @@
 mod bpe;
 mod clock;
 mod detokenizer;
+mod infill;
 mod jinja;
 mod messages;
 mod pretokenizer;
@@ -14,6 +15,7 @@ mod tokenizer;
 mod vocab;
 
 pub use detokenizer::Detokenizer;
+pub use infill::FillInMiddle;
 pub use stop::{StopMatcher, StopOutcome};
 pub use template::{ChatTemplate, PromptFormat};
 pub use tokenizer::Tokenizer;

@@ -7,6 +7,7 @@ use aho_corasick::{AhoCorasick, MatchKind};
 use super::{
     TextError,
     bpe::Bpe,
+    infill::FillInMiddle,
     pretokenizer::Pre,
     spm::Spm,
     vocab::{Kind, Spelling, TOKENS, Vocab, named_byte, tokens},
@@ -27,6 +28,7 @@ pub struct Tokenizer {
     add_eos: bool,
     /// A space goes before text at the start and after a special token, and is taken away on decoding.
     space_prefix: bool,
+    infill: Option<FillInMiddle>,
     /// Tokens that are cut out of text before it is encoded: those that always are …
     always: Specials,
     /// … and all, control tokens too, when special tokens are parsed.
@@ -130,6 +132,7 @@ impl Tokenizer {
             space_prefix: prefix,
             always: specials(&[Kind::UserDefined])?,
             parsed: specials(&[Kind::UserDefined, Kind::Control, Kind::Unknown])?,
+            infill: FillInMiddle::from_metadata(metadata)?,
             vocab,
             encoder,
         })
@@ -138,9 +141,44 @@ impl Tokenizer {
     /// Ids of `text`; `add_special` adds BOS/EOS as the model wants them (BOS never doubled);
     /// `parse_special` recognises control tokens written out in the text.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Vec<u32> {
+        let mut ids = self.encode_plain(text, if parse_special { &self.parsed } else { &self.always }, true);
+        if add_special {
+            if let Some(bos) = self.vocab.bos.filter(|bos| self.add_bos && ids.first() != Some(bos)) {
+                ids.insert(0, bos);
+            }
+            if let Some(eos) = self.vocab.eos.filter(|eos| self.add_eos && ids.last() != Some(eos)) {
+                ids.push(eos);
+            }
+        }
+        ids
+    }
+
+    /// The tokens that mark a gap in a text, if the model has them.
+    pub fn fill_in_middle(&self) -> Option<FillInMiddle> {
+        self.infill
+    }
+
+    /// Ids that ask for what stands between `before` and `after`; `None` where the model was not made to fill gaps.
+    /// Special tokens written out in `after` are text: it is somebody's source, and may be about tokenizers.
+    pub fn encode_gap(&self, before: &[u32], after: &str) -> Option<Vec<u32>> {
+        let marks = self.infill?;
+        let bos = self.vocab.bos.filter(|_| self.add_bos);
+        let before = bos.and_then(|bos| before.strip_prefix(&[bos])).unwrap_or(before);
+        // SentencePiece's space goes before a text's beginning, which this is not.
+        let after = self.encode_plain(after, &self.always, false);
+        let mut ids = Vec::with_capacity(before.len() + after.len() + 4);
+        ids.extend(bos);
+        ids.push(marks.prefix);
+        ids.extend_from_slice(before);
+        ids.push(marks.suffix);
+        ids.extend(after);
+        ids.push(marks.middle);
+        Some(ids)
+    }
+
+    /// Ids of `text` and of the `specials` in it. At its beginning `after_special` says whether a space goes before.
+    fn encode_plain(&self, text: &str, specials: &Specials, mut after_special: bool) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3 + 2);
-        let mut after_special = true;
-        let specials = if parse_special { &self.parsed } else { &self.always };
         specials.partition(text, &mut |part| match part {
             Part::Text(text) => {
                 match &self.encoder {
@@ -154,14 +192,6 @@ impl Tokenizer {
                 after_special = true;
             }
         });
-        if add_special {
-            if let Some(bos) = self.vocab.bos.filter(|bos| self.add_bos && ids.first() != Some(bos)) {
-                ids.insert(0, bos);
-            }
-            if let Some(eos) = self.vocab.eos.filter(|eos| self.add_eos && ids.last() != Some(eos)) {
-                ids.push(eos);
-            }
-        }
         ids
     }
 

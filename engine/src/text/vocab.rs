@@ -169,7 +169,8 @@ fn kinds(metadata: &Metadata, tokens: usize) -> Result<Vec<Kind>, TextError> {
     types.iter().enumerate().map(kind).collect()
 }
 
-fn special_id(metadata: &Metadata, name: &str, tokens: usize) -> Result<Option<u32>, TextError> {
+/// `tokenizer.ggml.{name}_token_id`, which must be in the vocabulary.
+pub(super) fn special_id(metadata: &Metadata, name: &str, tokens: usize) -> Result<Option<u32>, TextError> {
     let key = format!("tokenizer.ggml.{name}_token_id");
     match metadata.u64(&key)? {
         Some(id) if id >= tokens as u64 => {

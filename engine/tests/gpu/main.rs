@@ -6,6 +6,7 @@
 mod support;
 
 mod decoder;
+mod embeddings;
 mod run;
 mod serving;
 mod stored;

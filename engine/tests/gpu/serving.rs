@@ -55,7 +55,7 @@ fn ids(mut generation: Generation) -> Vec<u32> {
     loop {
         match generation.blocking_next().expect("a last event") {
             Event::Text { tokens, .. } => ids.extend(tokens.iter().map(|token| token.id)),
-            Event::Prompt(_) => {}
+            Event::Prompt(_) | Event::Embedding(_) => {}
             Event::Done { .. } => return ids,
             Event::Failed(error) => panic!("{error}"),
         }
@@ -67,7 +67,7 @@ fn text(mut generation: Generation) -> String {
     loop {
         match generation.blocking_next().expect("a last event") {
             Event::Text { text: piece, .. } => text += &piece,
-            Event::Prompt(_) => {}
+            Event::Prompt(_) | Event::Embedding(_) => {}
             Event::Done { .. } => return text,
             Event::Failed(error) => panic!("{error}"),
         }
@@ -150,8 +150,8 @@ fn sampling_on_the_device_is_sampling_on_the_host() {
 }
 
 /// Choices share their prompt's blocks, but for the last one, which is not full: each gets a copy of it to go on in.
-/// In f32, as steps of other widths sum in another order: what that changes, storing in f16 rounds up to 1e-4 of a logit, and
-/// one draw in some thousand falls so near to the next token.
+/// In f32, as steps of other widths sum in another order: what that changes, storing in f16 rounds up to 1e-4 of a logit, by
+/// which draws among tokens of so little probability fall on a neighbour.
 #[test]
 fn choices_are_what_each_would_be_alone() {
     let shared = "The lighthouse keeper writes down what the weather does, hour after hour. ".repeat(16);

@@ -166,6 +166,14 @@ impl Backend for Changed {
         self.reference.logits(norm, output)
     }
 
+    fn keep_hidden(&mut self, norm: &Vec<f32>) -> Result<(), EngineError> {
+        self.reference.keep_hidden(norm)
+    }
+
+    fn hidden(&self, index: usize) -> &[f32] {
+        self.reference.hidden(index)
+    }
+
     fn rows(&mut self, needs: &[Need]) -> Result<(), EngineError> {
         self.reference.rows(needs)
     }

@@ -85,7 +85,7 @@ fn ids(mut generation: Generation) -> Vec<u32> {
     loop {
         match generation.blocking_next().expect("a last event") {
             Event::Text { tokens, .. } => ids.extend(tokens.iter().map(|t| t.id)),
-            Event::Prompt(_) => {}
+            Event::Prompt(_) | Event::Embedding(_) => {}
             Event::Done { usage, .. } => {
                 assert_eq!(usage.completion_tokens, ids.len());
                 return ids;

@@ -416,6 +416,7 @@ fn a_step_beyond_the_capacity_is_refused() {
         positions: vec![0, 1],
         sequences: vec![BatchSequence { start: 0, len: 2, context: 0, table: 0 }],
         block_tables: vec![1],
+        hidden_rows: vec![],
         logit_rows: vec![1],
         copies: Vec::new(),
     };

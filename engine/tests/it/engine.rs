@@ -47,7 +47,7 @@ pub(crate) fn collect(mut generation: m40llm_engine::Generation) -> Answer {
                 text += &piece;
                 ids.extend(tokens.iter().map(|t| t.id));
             }
-            Event::Prompt(_) => {}
+            Event::Prompt(_) | Event::Embedding(_) => {}
             Event::Done { reason, matched, usage } => return Answer { text, ids, reason, matched, usage },
             Event::Failed(error) => panic!("{error}"),
         }

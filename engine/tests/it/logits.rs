@@ -97,6 +97,7 @@ fn run(engine: &Engine, request: GenerateRequest) -> (Vec<TokenOut>, Vec<TokenOu
             Event::Prompt(tokens) => prompt = tokens,
             Event::Text { tokens, .. } => output.extend(tokens),
             Event::Done { .. } => return (prompt, output),
+            Event::Embedding(_) => panic!("nobody asked for a vector"),
             Event::Failed(e) => panic!("{e}"),
         }
     }

@@ -9,6 +9,7 @@ mod c_api;
 mod constraint;
 mod cpu_backend;
 mod detokenizer;
+mod embeddings;
 mod engine;
 mod gguf;
 mod logits;

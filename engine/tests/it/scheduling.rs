@@ -10,8 +10,11 @@ use m40llm_engine::{
 use crate::engine::{collect, demo_model};
 
 fn load(config: EngineConfig) -> Engine {
-    Engine::load(&demo_model(), &EngineConfig { ctx_size: Some(1024), max_batch: 4, ..config }, |_| {})
-        .unwrap()
+    load_places(4, config)
+}
+
+fn load_places(max_batch: usize, config: EngineConfig) -> Engine {
+    Engine::load(&demo_model(), &EngineConfig { ctx_size: Some(1024), max_batch, ..config }, |_| {}).unwrap()
 }
 
 /// A prompt of some 300 tokens that others may begin with.
@@ -94,12 +97,18 @@ fn choices_are_what_each_would_be_alone_and_their_prompt_is_computed_once() {
 
 #[test]
 fn who_would_wait_too_long_is_refused_at_once_and_told_how_long() {
-    let engine = load(EngineConfig { max_batch: 1, ..EngineConfig::default() });
+    let engine = load_places(1, EngineConfig::default());
     let endless = GenerateRequest { max_tokens: Some(900), ..request(&engine, "Once", None) };
     assert_eq!(
         engine.submit(request(&engine, "Once", None)).map(collect).unwrap().usage.completion_tokens,
         20
     );
+    // The gauges follow the last events by a moment.
+    let until = Instant::now() + Duration::from_secs(5);
+    while engine.stats().running > 0 {
+        assert!(Instant::now() < until, "{:?}", engine.stats());
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let mut running = engine.submit(endless.clone()).unwrap();
     running.blocking_next();
     let waits = |most| engine.submit(GenerateRequest { max_wait: Some(most), ..endless.clone() });
@@ -115,7 +124,7 @@ fn who_would_wait_too_long_is_refused_at_once_and_told_how_long() {
 
 #[test]
 fn an_end_reaches_who_runs_and_who_waits() {
-    let engine = load(EngineConfig { max_batch: 1, ..EngineConfig::default() });
+    let engine = load_places(1, EngineConfig::default());
     let endless = GenerateRequest { max_tokens: Some(900), ..request(&engine, "Once", None) };
     let mut generations = [engine.submit(endless.clone()).unwrap(), engine.submit(endless.clone()).unwrap()];
     generations[0].blocking_next();

@@ -113,15 +113,12 @@ proptest! {
             }
         }
         out += &stop.finish();
-        match naive(&whole, &stops) {
-            Some((text, by)) => {
-                prop_assert!(matched && out == text, "{:?} is not {:?}", out, text);
-                prop_assert_eq!(stop.matched(), stops.iter().position(|s| s == by));
-            }
-            None => {
-                prop_assert!(!matched && out == whole, "{:?} is not {:?}", out, whole);
-                prop_assert_eq!(stop.matched(), None);
-            }
+        if let Some((text, by)) = naive(&whole, &stops) {
+            prop_assert!(matched && out == text, "{:?} is not {:?}", out, text);
+            prop_assert_eq!(stop.matched(), stops.iter().position(|s| s == by));
+        } else {
+            prop_assert!(!matched && out == whole, "{:?} is not {:?}", out, whole);
+            prop_assert_eq!(stop.matched(), None);
         }
     }
 }

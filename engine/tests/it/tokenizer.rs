@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use m40llm_engine::{
     gguf::{Metadata, Value},
-    text::Tokenizer,
+    text::{FillInMiddle, Tokenizer},
 };
 use proptest::prelude::*;
 use serde_json::Value as Json;
@@ -244,4 +244,57 @@ fn bad_metadata_is_refused_by_name() {
         }
         assert!(!error.contains('\n'));
     }
+}
+
+/// A gap in a text, as Qwen2.5-Coder's model card spells it.
+#[test]
+fn a_gap_is_marked_in_the_order_of_training() {
+    let tokenizer = &vocabulary("qwen2.5-coder").tokenizer;
+    let before = tokenizer.encode("def add(a, b):\n    ", false, false);
+    let ids = tokenizer.encode_gap(&before, "\n\nprint(add(1, 2))").unwrap();
+    let written = "<|fim_prefix|>def add(a, b):\n    <|fim_suffix|>\n\nprint(add(1, 2))<|fim_middle|>";
+    assert_eq!(ids, tokenizer.encode(written, true, true));
+    let marks = tokenizer.fill_in_middle().unwrap();
+    assert_eq!(marks.ids(), [151_659, 151_661, 151_660]);
+    // Somebody's source about tokenizers holds no marks.
+    let about = tokenizer.encode_gap(&before, "<|fim_middle|>").unwrap();
+    assert_eq!(about.iter().filter(|&&id| id == marks.middle).count(), 1);
+    assert_eq!(vocabulary("smollm2").tokenizer.fill_in_middle(), None);
+    assert_eq!(vocabulary("smollm2").tokenizer.encode_gap(&before, "x"), None);
+}
+
+#[test]
+fn marks_of_a_gap_are_found_by_key_and_by_name() {
+    let with = |tokens: &[&str], keys: &[(&str, u32)]| {
+        let mut pairs = small();
+        for (key, value) in &mut pairs {
+            match (key.as_str(), value) {
+                ("tokenizer.ggml.tokens", Value::Strings(all)) => {
+                    all.extend(tokens.iter().map(ToString::to_string));
+                }
+                ("tokenizer.ggml.token_type", value) => {
+                    *value = Value::I64s([1, 1, 1, 3].into_iter().chain(tokens.iter().map(|_| 3)).collect());
+                }
+                _ => {}
+            }
+        }
+        pairs.extend(
+            keys.iter().map(|(k, id)| (format!("tokenizer.ggml.{k}_token_id"), Value::U64(u64::from(*id)))),
+        );
+        Tokenizer::from_metadata(&Metadata::from_pairs(pairs))
+            .map(|t| t.fill_in_middle().map(FillInMiddle::ids))
+    };
+    for names in [
+        ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"],
+        ["<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"],
+        ["▁<PRE>", "▁<SUF>", "▁<MID>"],
+    ] {
+        assert_eq!(with(&names, &[]).unwrap(), Some([4, 5, 6]), "{names:?}");
+        assert_eq!(with(&names[..2], &[]).unwrap(), None, "all three or none");
+    }
+    let keys = [("fim_mid", 1), ("fim_pre", 2), ("fim_suf", 0)];
+    assert_eq!(with(&[], &keys).unwrap(), Some([2, 0, 1]));
+    assert_eq!(with(&[], &[("prefix", 0), ("suffix", 1), ("middle", 2)]).unwrap(), Some([0, 1, 2]));
+    let error = with(&[], &[("fim_pre", 0), ("fim_suf", 1), ("fim_mid", 99)]).unwrap_err().to_string();
+    assert!(error.contains("tokenizer.ggml.fim_mid_token_id"), "{error}");
 }

@@ -13,13 +13,15 @@ here=$(cd "$(dirname "$0")" && pwd)
 M40LLM_SIGNING_SECRET=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
 export M40LLM_SIGNING_SECRET TEST_STATE=$server_work/keyed
 "$TEST_BINARY" keys create --name first --state-dir "$TEST_STATE" >"$server_work/first" 2>&1
-# The context bounds what a request without `max_tokens` costs.
-start_server "$TEST_BINARY" "$TEST_MODEL" --ctx-size 256 --state-dir "$TEST_STATE"
+# A request may ask for no more than eight choices.
+start_server "$TEST_BINARY" "$TEST_MODEL" --ctx-size 512 --max-queue 8 --state-dir "$TEST_STATE"
 
 if [ "$TEST_FULL" = 1 ]; then bounds=(--max-time 300); else bounds=(--max-time 30 --seed 6); fi
-cd "$here"
-export SCHEMATHESIS_HOOKS=hooks PYTHONDONTWRITEBYTECODE=1
-"$here/../../../.venv/bin/schemathesis" run "$server_url/openapi.json" "${bounds[@]}" --workers 2 --request-timeout 60 \
+schemathesis=$(realpath "$here/../../../.venv/bin/schemathesis")
+# It leaves a folder where it runs.
+cd "$server_work"
+export SCHEMATHESIS_HOOKS=hooks PYTHONPATH=$here PYTHONDONTWRITEBYTECODE=1
+"$schemathesis" run "$server_url/openapi.json" "${bounds[@]}" --request-timeout 60 \
     --exclude-checks positive_data_acceptance,negative_data_rejection \
     --generation-database none --no-color
 servers_running

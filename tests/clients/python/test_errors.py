@@ -130,7 +130,7 @@ def test_suffix_needs_a_model_with_fim_tokens(http, server):
     if not fim:
         check_error(answer, 400, param="suffix")
     else:
-        assert answer.status_code in (200, 400), answer.text
+        assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.parametrize("depth", [100, 5000])
@@ -184,7 +184,7 @@ def test_the_sdk_raises_its_own_exceptions(client, server):
         client.models.retrieve("gpt-nonsense")
 
 
-@pytest.mark.parametrize("path", ["/nope", "/v1/nope", "/v1/chat", "/%ff", "//", "/v1/completions/"])
+@pytest.mark.parametrize("path", ["/nope", "/v1/nope", "/v1/chat", "/%ff", "/x//y", "/v1/completions/"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_unknown_route(http, method, path):
     check_error(http.request(method, path, json={} if method == "POST" else None), 404)

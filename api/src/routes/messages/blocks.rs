@@ -10,7 +10,7 @@ use crate::{
 /// The blocks so far. Whole and streamed answers are made here alike; those that are whole tell nobody.
 #[derive(Debug, Default)]
 pub(super) struct Blocks {
-    blocks: Vec<ContentBlock>,
+    made: Vec<ContentBlock>,
     /// The last block may yet grow.
     open: bool,
     /// The last block's arguments, when it is a call.
@@ -25,20 +25,20 @@ impl Blocks {
         for piece in pieces {
             match piece {
                 Piece::Text(new) => {
-                    if !(self.open && matches!(self.blocks.last(), Some(ContentBlock::Text { .. }))) {
+                    if !(self.open && matches!(self.made.last(), Some(ContentBlock::Text { .. }))) {
                         self.begin(ContentBlock::Text { text: String::new() }, tell);
                     }
                     self.grow(Delta::Text { r#type: "text_delta", text: &new }, tell);
-                    if let Some(ContentBlock::Text { text }) = self.blocks.last_mut() {
+                    if let Some(ContentBlock::Text { text }) = self.made.last_mut() {
                         text.push_str(&new);
                     }
                 }
                 Piece::Reasoning(new) => {
-                    if !(self.open && matches!(self.blocks.last(), Some(ContentBlock::Thinking { .. }))) {
+                    if !(self.open && matches!(self.made.last(), Some(ContentBlock::Thinking { .. }))) {
                         self.begin(ContentBlock::Thinking { thinking: String::new(), signature: "" }, tell);
                     }
                     self.grow(Delta::Thinking { r#type: "thinking_delta", thinking: &new }, tell);
-                    if let Some(ContentBlock::Thinking { thinking, .. }) = self.blocks.last_mut() {
+                    if let Some(ContentBlock::Thinking { thinking, .. }) = self.made.last_mut() {
                         thinking.push_str(&new);
                     }
                 }
@@ -56,7 +56,7 @@ impl Blocks {
 
     /// The end. An answer of nothing is an empty text.
     pub(super) fn finish(&mut self, tell: Tell<'_>) {
-        if self.blocks.is_empty() {
+        if self.made.is_empty() {
             self.begin(ContentBlock::Text { text: String::new() }, tell);
         }
         self.end(tell);
@@ -64,21 +64,21 @@ impl Blocks {
 
     /// The blocks, once there are no more.
     pub(super) fn take(&mut self) -> Vec<ContentBlock> {
-        std::mem::take(&mut self.blocks)
+        std::mem::take(&mut self.made)
     }
 
     /// Ends the block before and adds one.
     fn begin(&mut self, block: ContentBlock, tell: Tell<'_>) {
         self.end(tell);
         self.open = true;
-        self.blocks.push(block);
-        let index = Some(self.blocks.len() - 1);
-        let content_block = self.blocks.last();
+        self.made.push(block);
+        let index = Some(self.made.len() - 1);
+        let content_block = self.made.last();
         tell(MessageEvent { r#type: "content_block_start", index, content_block, ..MessageEvent::default() });
     }
 
     fn grow(&self, delta: Delta<'_>, tell: Tell<'_>) {
-        let index = Some(self.blocks.len().saturating_sub(1));
+        let index = Some(self.made.len().saturating_sub(1));
         tell(MessageEvent {
             r#type: "content_block_delta",
             index,
@@ -93,12 +93,12 @@ impl Blocks {
             return;
         }
         let arguments = std::mem::take(&mut self.arguments);
-        if let Some(ContentBlock::ToolUse { input, .. }) = self.blocks.last_mut()
+        if let Some(ContentBlock::ToolUse { input, .. }) = self.made.last_mut()
             && let Ok(object @ Json::Object(_)) = serde_json::from_str(&arguments)
         {
             *input = object;
         }
-        let index = Some(self.blocks.len() - 1);
+        let index = Some(self.made.len() - 1);
         tell(MessageEvent { r#type: "content_block_stop", index, ..MessageEvent::default() });
     }
 }

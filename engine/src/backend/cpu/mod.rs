@@ -218,12 +218,27 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn keep_hidden(&mut self, norm: &Vec<f32>) -> Result<(), EngineError> {
+        let (device, run) = self.parts()?;
+        let s = &mut run.state;
+        let dim = s.shape.dim;
+        for (out, &t) in s.hidden.chunks_exact_mut(dim).zip(&s.batch.hidden_rows) {
+            let x = &s.x[t as usize * dim..][..dim];
+            device.level.run(RmsNorm { x, weight: norm, epsilon: s.shape.norm_epsilon, out });
+        }
+        Ok(())
+    }
+
     fn rows(&mut self, _: &[Need]) -> Result<(), EngineError> {
         Ok(())
     }
 
     fn row(&self, index: usize) -> Row<'_> {
         Row::All(self.run.as_ref().map_or(&[], |run| run.state.row(index)))
+    }
+
+    fn hidden(&self, index: usize) -> &[f32] {
+        self.run.as_ref().map_or(&[], |run| run.state.hidden(index))
     }
 }
 

@@ -188,12 +188,25 @@ impl Backend for ReferenceBackend {
         Ok(())
     }
 
+    fn keep_hidden(&mut self, norm: &Vec<f32>) -> Result<(), EngineError> {
+        let (_, s) = self.state()?;
+        let dim = s.shape.dim;
+        for (out, &t) in s.hidden.chunks_exact_mut(dim).zip(&s.batch.hidden_rows) {
+            rms_norm(&s.x[t as usize * dim..][..dim], norm, s.shape.norm_epsilon, out);
+        }
+        Ok(())
+    }
+
     fn rows(&mut self, _: &[Need]) -> Result<(), EngineError> {
         Ok(())
     }
 
     fn row(&self, index: usize) -> Row<'_> {
         Row::All(self.state.as_ref().map_or(&[], |state| state.row(index)))
+    }
+
+    fn hidden(&self, index: usize) -> &[f32] {
+        self.state.as_ref().map_or(&[], |state| state.hidden(index))
     }
 }
 

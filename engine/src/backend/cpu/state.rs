@@ -23,6 +23,8 @@ pub(super) struct RunState {
     pub(super) v: Vec<f32>,
     /// `[logit_rows, vocab]`.
     pub(super) logits: Vec<f32>,
+    /// `[hidden_rows, dim]`, at most `T` of them.
+    pub(super) hidden: Vec<f32>,
     /// Cosines of each token's angles, times the magnitude, `[T, rotary / 2]`.
     pub(super) cos: Vec<f32>,
     /// The sines.
@@ -67,6 +69,7 @@ impl RunState {
             k: buffer(tokens, s.kv_heads * s.head_dim)?,
             v: buffer(tokens, s.kv_heads * s.head_dim)?,
             logits: buffer(capacity.logit_rows, s.vocab)?,
+            hidden: buffer(tokens, s.dim)?,
             cos: buffer(tokens, rotary / 2)?,
             sin: buffer(tokens, rotary / 2)?,
             cache: KvCache::new(shape, capacity.kv_blocks, capacity.kv_type)?,
@@ -96,6 +99,11 @@ impl RunState {
     /// A row of the step's logits.
     pub(super) fn row(&self, index: usize) -> &[f32] {
         &self.logits[index * self.shape.vocab..(index + 1) * self.shape.vocab]
+    }
+
+    /// One of the step's hidden states.
+    pub(super) fn hidden(&self, index: usize) -> &[f32] {
+        &self.hidden[index * self.shape.dim..(index + 1) * self.shape.dim]
     }
 
     /// The batch's tokens.

@@ -14,7 +14,7 @@ use super::{
     Device,
     arguments::{Attention, Mode, Norm},
     cublas::{Cublas, LibraryProducts},
-    gpu::{Dims, Gpu, arguments},
+    gpu::{Dims, Gpu, Pinned, arguments},
     graphs::Graphs,
     kernels::Kernels,
     products::{FUSED_BATCH, Input, Products, SMALL_BATCH},
@@ -71,6 +71,9 @@ struct Run {
     /// `State::hidden` and `State::squares` hold the residual stream for that norm.
     divided: bool,
     rows: Rows,
+    /// The tokens whose hidden states are wanted, and where all tokens' arrive, `[T, dim]`.
+    hidden_rows: Vec<u32>,
+    hidden: Pinned,
 }
 
 impl CudaBackend {
@@ -189,6 +192,8 @@ impl Backend for CudaBackend {
         let state = State::new(&mut self.gpu, shape, capacity)?;
         self.run = Some(Run {
             rows: Rows::new(&self.gpu, shape, capacity)?,
+            hidden_rows: Vec::with_capacity(capacity.tokens),
+            hidden: Pinned::new(self.gpu.context(), capacity.tokens * shape.dim * 4, "hidden states")?,
             state,
             products,
             kernels,
@@ -211,7 +216,9 @@ impl Backend for CudaBackend {
             run.state.copy_block(gpu, copy.from, copy.to)?;
         }
         let tokens = batch.tokens.len();
-        let one_row_each = batch.logit_rows.len() == tokens;
+        run.hidden_rows.clone_from(&batch.hidden_rows);
+        // Hidden states are read from activations in natural order, which those of a fused step may not be in.
+        let one_row_each = batch.logit_rows.len() == tokens && batch.hidden_rows.is_empty();
         run.fused = tokens <= FUSED_BATCH && run.state.metadata.tiles == 0 && one_row_each;
         run.small = run.fused && tokens <= SMALL_BATCH;
         (run.next_norm, run.divided) = (0, false);
@@ -339,6 +346,16 @@ impl Backend for CudaBackend {
         run.graphs.finish(gpu)
     }
 
+    fn keep_hidden(&mut self, norm: &Vector) -> Result<(), EngineError> {
+        let (gpu, run) = self.parts()?;
+        let count = run.state.metadata.tokens;
+        // Of all tokens at once: where it is put is free again after `logits`.
+        run.norm_rows(gpu, norm, 0, count)?;
+        let bytes = count * run.state.shape.dim * 4;
+        // SAFETY: read in `hidden`, after the wait in `rows`.
+        unsafe { gpu.download(&run.state.hidden, &mut run.hidden, 0, bytes) }
+    }
+
     fn rows(&mut self, needs: &[Need]) -> Result<(), EngineError> {
         let (gpu, run) = self.parts()?;
         run.rows.bring(gpu, &run.state, &run.kernels, needs)
@@ -351,6 +368,12 @@ impl Backend for CudaBackend {
 
     fn row(&self, index: usize) -> Row<'_> {
         self.run.as_ref().map_or(Row::Best(&[]), |run| run.rows.row(index))
+    }
+
+    fn hidden(&self, index: usize) -> &[f32] {
+        let Some(run) = &self.run else { return &[] };
+        let (dim, token) = (run.state.shape.dim, run.hidden_rows[index] as usize);
+        &run.hidden.slice::<f32>()[token * dim..(token + 1) * dim]
     }
 
     fn counters(&self) -> Counters {

@@ -206,10 +206,9 @@ impl Audit {
         Ok(Some(match keyword {
             "type" => types(&inner, value)?,
             "properties" | "patternProperties" | "$defs" | "definitions" => self.map(&inner, value)?,
-            "additionalProperties" => self.schema(&inner, value)?,
             "required" => strings(&inner, value)?,
             "items" if value.is_array() => self.list(&inner, value)?,
-            "items" => self.schema(&inner, value)?,
+            "items" | "additionalProperties" => self.schema(&inner, value)?,
             "prefixItems" if keywords.contains_key("additionalItems") => {
                 return Err(inner.refuse("prefixItems goes with items, not with additionalItems"));
             }
