@@ -70,13 +70,12 @@ fn case(random: &mut Random, number: u64) -> Case {
         body["logprobs"] = json!(true);
         "/v1/chat/completions"
     } else {
-        body["prompt"] = match random.below(2) {
-            0 => json!(prompt),
+        body["prompt"] = if random.below(2) == 0 {
+            json!(prompt)
+        } else {
             // Cut anywhere, in the midst of a character too.
-            _ => {
-                let ids = engine().tokenizer().encode(&prompt, true, true);
-                json!(ids[..1 + random.below(ids.len())])
-            }
+            let ids = engine().tokenizer().encode(&prompt, true, true);
+            json!(ids[..=random.below(ids.len())])
         };
         body["logprobs"] = json!(0);
         "/v1/completions"
