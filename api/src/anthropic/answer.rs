@@ -1,6 +1,5 @@
 //! What is answered, whole and as events.
 
-use axum::http::StatusCode;
 use serde::Serialize;
 use serde_json::Value as Json;
 use utoipa::ToSchema;
@@ -168,7 +167,7 @@ pub enum Delta<'a> {
     },
 }
 
-/// The body of every error on these routes: Anthropic's frame and names around what all routes say.
+/// The body of every error on these routes: Anthropic's frame around what all routes say.
 #[derive(Debug, Serialize)]
 pub struct Problem {
     /// Always `error`.
@@ -179,14 +178,7 @@ pub struct Problem {
 
 impl Problem {
     /// In its frame.
-    pub fn new(status: StatusCode, error: &ErrorDetail) -> Self {
-        let name = match status {
-            StatusCode::UNAUTHORIZED => "authentication_error",
-            StatusCode::NOT_FOUND => "not_found_error",
-            StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
-            _ if status.is_server_error() => "api_error",
-            _ => error.r#type,
-        };
-        Self { r#type: "error", error: ErrorDetail { r#type: name, ..error.clone() } }
+    pub fn new(error: &ErrorDetail) -> Self {
+        Self { r#type: "error", error: error.clone() }
     }
 }

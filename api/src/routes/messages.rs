@@ -203,7 +203,7 @@ impl Wire for Events {
     }
 
     fn failed(&mut self, error: &ApiError, out: &mut Frames) {
-        out.event("error", &Problem::new(error.status(), &error.body().error));
+        out.event("error", &Problem::new(&error.body().error));
     }
 
     fn keep_alive(&self, out: &mut Frames) {
@@ -224,7 +224,7 @@ pub(crate) async fn frame(request: Request, next: Next) -> Response {
     let id = request.headers().get(REQUEST_ID).cloned();
     let mut response = next.run(request).await;
     if let Some(detail) = response.extensions().get::<ErrorDetail>() {
-        let framed = Json(Problem::new(response.status(), detail)).into_response().into_body();
+        let framed = Json(Problem::new(detail)).into_response().into_body();
         *response.body_mut() = framed;
         response.headers_mut().remove(header::CONTENT_LENGTH);
     }

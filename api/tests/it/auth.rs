@@ -74,9 +74,7 @@ impl Guarded {
 fn refused(answer: &Answer, what: &str) {
     assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{what}: {answer:?}");
     let error = answer.error();
-    // Anthropic's clients tell errors by its own names.
-    let kind = if what.contains("/v1/messages") { "authentication_error" } else { "invalid_request_error" };
-    assert_eq!(error["type"], kind, "{what}");
+    assert_eq!(error["type"], "invalid_request_error", "{what}");
     assert_eq!(error["code"], "invalid_api_key", "{what}");
     assert_eq!(answer.header("www-authenticate"), "Bearer", "{what}");
     assert_eq!(answer.header("x-should-retry"), "false", "{what}");

@@ -245,9 +245,9 @@ async fn errors_are_in_anthropics_frame_whoever_makes_them() {
 async fn a_failure_in_the_midst_is_an_event() {
     let events = streamed(&says(&["Hi"], End::Failure), &json!({})).await;
     let last = events.last().unwrap();
-    assert_eq!((&last["type"], &last["error"]["type"]), (&json!("error"), &json!("api_error")));
+    assert_eq!((&last["type"], &last["error"]["type"]), (&json!("error"), &json!("server_error")));
     let answer = post(&says(&[], End::Failure), PATH, &with(&json!({"stream": true}))).await;
-    assert_eq!((answer.status.as_u16(), &answer.error()["type"]), (500, &json!("api_error")));
+    assert_eq!((answer.status.as_u16(), &answer.error()["type"]), (500, &json!("server_error")));
 }
 
 #[tokio::test(flavor = "multi_thread")]

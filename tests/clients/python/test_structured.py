@@ -29,7 +29,7 @@ def ask(schema: dict, seed: int) -> dict:
 
 
 def test_random_schemas_hold_at_a_high_temperature(http, full):
-    count = 500 if full else 30
+    count = 500 if full else 60
 
     def run(number: int) -> str:
         seed = SEED + number
@@ -52,6 +52,8 @@ def test_random_schemas_hold_at_a_high_temperature(http, full):
 
     with ThreadPoolExecutor(8) as pool:
         reasons = list(pool.map(run, range(count)))
+    # Of 200 random ones 151 ended by themselves; what goes on is a list or a text without a bound. Under 0.6 of 60 is one
+    # run in some 600 by chance.
     assert reasons.count("stop") >= count * 0.6, f"seed {SEED}: {reasons.count('stop')} of {count} ended"
     print(f"seed {SEED}: {reasons.count('stop')} of {count} ended by themselves")
 
