@@ -157,6 +157,10 @@ def fairness(sizes: Sizes, server: LoadedServer) -> dict:
     asks += [single(number, sizes.lead / 2 * (number + 1)) for number in range(sizes.rounds)]
     answers = server.run(asks, until=sizes.crowd)
     crowd, singles = answers[: sizes.crowd], whole(answers[sizes.crowd :])
+    for answer in crowd:
+        # 0: it waits for its place still.
+        if answer.status not in (0, 200):
+            sys.exit(f"bench-serving: one of the crowd was answered {answer.status}: {answer.complaint}")
     base, rounds = statistics.median(solo), []
     for one in singles:
         step = statistics.median(gap for other in crowd for gap in other.gaps(one.due - 1.0, one.due) or [0.0])

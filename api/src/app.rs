@@ -328,6 +328,7 @@ fn cors(origins: &[String]) -> CorsLayer {
     };
     let mut exposed = vec![
         HeaderName::from_static("x-request-id"),
+        HeaderName::from_static("request-id"),
         HeaderName::from_static("openai-processing-ms"),
         HeaderName::from_static("x-should-retry"),
         header::RETRY_AFTER,

@@ -32,8 +32,8 @@ pub struct ModelInfo {
     pub vocab_size: usize,
     /// Embedding width.
     pub embedding_length: usize,
-    /// How it makes one vector of a text.
-    pub pooling: Pooling,
+    /// How it makes one vector of a text; `None`: in a way that is not known here.
+    pub pooling: Option<Pooling>,
     /// Transformer layers.
     pub layers: usize,
     /// The backend in words, such as `cpu (avx512-vnni, 2 threads)`.

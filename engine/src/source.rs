@@ -142,7 +142,7 @@ pub(crate) fn info(ctx_size: usize, vocab_size: usize) -> ModelInfo {
         ctx_train: ctx_size,
         vocab_size,
         embedding_length: 0,
-        pooling: Pooling::Mean,
+        pooling: Some(Pooling::Mean),
         layers: 0,
         backend: "token source".into(),
         notices: Vec::new(),

@@ -268,9 +268,20 @@ impl<B: Backend> Worker<'_, B> {
         self.stats.steps += 1;
         let per_token = started.elapsed() / batch.tokens.len().max(1) as u32;
         for plan in planned {
-            let Some(request) = self.running.get_mut(&plan.id) else { continue };
+            if !self.running.contains_key(&plan.id) {
+                continue;
+            }
             // The rows of those that come later are on their way meanwhile.
-            self.decoder.wait_for_rows(plan.first_row + plan.rows)?;
+            match self.decoder.wait_for_rows(plan.first_row + plan.rows) {
+                Ok(()) => {}
+                Err(lost @ EngineError::DeviceLost(_)) => return Err(lost),
+                Err(error) => {
+                    self.fail(plan.id, &error);
+                    continue;
+                }
+            }
+            let Some(request) = self.running.get_mut(&plan.id) else { continue };
+            let generated = request.generated;
             request.meter.prompt(plan.computed.min(request.prompt.len()));
             request.meter.spend(per_token * plan.tokens as u32);
             if plan.samples && request.generated == 0 {
@@ -295,7 +306,7 @@ impl<B: Backend> Worker<'_, B> {
                     self.scheduler.push(plan.id, token);
                 }
                 Progress::Ended => {
-                    self.stats.generated_tokens += u64::from(request.generated > 0);
+                    self.stats.generated_tokens += (request.generated - generated) as u64;
                     self.scheduler.remove(plan.id);
                     self.running.remove(&plan.id);
                 }

@@ -1,5 +1,6 @@
 """The open loop as an SVG: three panels over the arrival rate. Colours follow the reader's light or dark preference."""
 
+import html
 import math
 
 WIDTH, HEIGHT, TOP, BOTTOM = 960, 340, 62, 288
@@ -67,7 +68,8 @@ def draw(found: list[dict], caption: str) -> str:
     most = max(offered) * 1.05
     parts = []
     for edges, title, key in zip(PANELS, ("Time to first token", "Between tokens"), ("ttft_s", "gap_s")):
-        values = [value * 1e3 for one in found for value in one[key].values()]
+        # No time at all has no place on a logarithmic axis.
+        values = [value * 1e3 for one in found for value in one[key].values() if value > 0] or [1.0]
         low, high = 10.0 ** math.floor(math.log10(min(values))), 10.0 ** math.ceil(math.log10(max(values)))
         panel = Panel(edges, title, "milliseconds", most, low, max(high, low * 10), log=True)
         for number, name in enumerate(("p50", "p90", "p99")):
@@ -80,6 +82,6 @@ def draw(found: list[dict], caption: str) -> str:
     body = "\n".join(parts)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="Latency and goodput over the arrival rate: {caption}">\n<style>{STYLE}\n</style>\n'
+        f'aria-label="Latency and goodput over the arrival rate: {html.escape(caption)}">\n<style>{STYLE}\n</style>\n'
         f'<rect class="back" width="{WIDTH}" height="{HEIGHT}"/>\n{body}\n</svg>\n'
     )

@@ -172,6 +172,7 @@ test('what a model says is text, whatever it says', async () => {
   assert.notEqual(await page.title(), 'owned');
   // Markup made of text is refused by the policy itself.
   await assert.rejects(page.evaluate(() => { document.body.innerHTML = '<p>no</p>'; }), /TrustedHTML/);
+  assertClean(browser, /TrustedHTML/);
   browser.problems.length = 0;
 });
 
@@ -233,6 +234,7 @@ test('a model that is still loading is waited for', async () => {
   await page.locator('#model', { hasText: 'still loading' }).waitFor();
   await page.locator('#model b').waitFor();
   assert.equal(times, 2);
+  assertClean(browser, /^503 |status of 503/);
   browser.problems.length = 0;
 });
 
@@ -316,6 +318,8 @@ for (const [width, viewport] of [['wide', WIDE], ['narrow', NARROW]]) {
         await assertAccessible(page, 'settings');
         await picture(`settings-${colorScheme}`);
       }
+      // The refused question of the picture with an error.
+      assertClean(browser, /^503 |status of 503/);
       browser.problems.length = 0;
     });
   }

@@ -133,7 +133,7 @@ mod tests {
         ModelConfig {
             architecture: "llama".into(),
             ctx_train: 8192,
-            pooling: m40llm_engine::Pooling::Mean,
+            pooling: Some(m40llm_engine::Pooling::Mean),
             shape,
         }
     }

@@ -1,6 +1,9 @@
 //! JSON bodies, with errors that name the field.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use axum::{
     body::{Body, HttpBody as _},
@@ -9,6 +12,7 @@ use axum::{
 };
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
 
 use crate::{
     MAX_BODY_BYTES,
@@ -172,11 +176,22 @@ fn explain(path: &str, error: &serde_json::Error) -> ApiError {
 /// Bodies longer than this are worked on beside the async threads.
 const LARGE: usize = 64 << 10;
 
-/// Runs `work` here, or on a blocking thread when the body was large.
+/// Places for such work, one for each core: more at once would take longer all together, each with its memory.
+static PLACES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
+    Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)))
+});
+
+/// Runs `work` here, or on a blocking thread when the body was large. Who goes away while waiting for a place has left the
+/// line; work that has begun keeps its place to its end.
 pub(crate) async fn beside<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> T + Send + 'static) -> T {
     if bytes <= LARGE {
         return work();
     }
+    let place = Arc::clone(&PLACES).acquire_owned().await;
+    let work = move || {
+        let _place = place;
+        work()
+    };
     match tokio::task::spawn_blocking(work).await {
         Ok(value) => value,
         // Not cancelled, for nobody does that: it panicked, and the layer that catches panics is above.

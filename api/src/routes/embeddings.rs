@@ -1,6 +1,6 @@
 //! `POST /v1/embeddings`.
 
-use axum::{Extension, Json, extract::State};
+use axum::{Extension, Json, extract::State, response::IntoResponse};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use m40llm_engine::Event;
 
@@ -17,7 +17,7 @@ use crate::{
     validate,
 };
 
-/// Inputs of one request that the engine has at a time, so that a long list leaves room in its queue.
+/// Inputs of one request that the engine has at a time, or as many as its queue holds: a long list leaves room in it.
 const AT_ONCE: usize = 32;
 
 /// Turn texts into vectors.
@@ -34,15 +34,17 @@ pub(super) async fn create(
     State(state): State<AppState>,
     Extension(log): Extension<RequestLog>,
     Work { caller, value, bytes }: Work<EmbeddingRequest>,
-) -> Result<Json<EmbeddingList>, ApiError> {
+) -> Result<impl IntoResponse, ApiError> {
     let model = state.admit(value.model.as_deref())?;
     let job = {
         let model = model.clone();
         beside(bytes, move || validate::embeddings(value, &model)).await?
     };
     let mut vectors = vec![Vec::new(); job.requests.len()];
+    let at_once = AT_ONCE.min(state.config().max_queue);
     let sequences =
-        Sequences::submit_in_turn(&state, caller, &log, &model, job.requests, 1, "input", AT_ONCE)?;
+        Sequences::submit_in_turn(&state, caller, &log, &model, job.requests, 1, "input", at_once)?;
+    let predicted = sequences.predicted();
     let usage = sequences
         .each(|i, event| {
             if let Event::Embedding(vector) = event {
@@ -55,12 +57,13 @@ pub(super) async fn create(
         let embedding = if job.base64 { encoded(&vector) } else { Vector::Numbers(vector) };
         Embedding { object: "embedding", index, embedding }
     });
-    Ok(Json(EmbeddingList {
+    let answer = EmbeddingList {
         object: "list",
         data: data.collect(),
         model: state.config().model_id.clone(),
         usage: EmbeddingUsage { prompt_tokens: usage.prompt_tokens, total_tokens: usage.prompt_tokens },
-    }))
+    };
+    Ok((predicted, Json(answer)))
 }
 
 /// Gives a vector the length 1. One of zeros stays as it is.

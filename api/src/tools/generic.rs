@@ -17,7 +17,12 @@ pub(crate) fn rewrite(messages: Vec<Json>, tools: Option<&[Json]>) -> Vec<Json> 
             let text = format!("<tool_response>\n{}\n</tool_response>", content(&message));
             match out.last_mut().filter(|_| answers) {
                 // Answers to several calls are one message of the user's.
-                Some(last) => last["content"] = format!("{}\n{text}", content(last)).into(),
+                Some(last) => {
+                    if let Json::String(all) = &mut last["content"] {
+                        all.push('\n');
+                        all.push_str(&text);
+                    }
+                }
                 None => out.push(json!({"role": "user", "content": text})),
             }
         } else {

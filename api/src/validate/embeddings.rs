@@ -22,6 +22,12 @@ pub(crate) struct EmbeddingJob {
 
 /// Checks every field and tokenises the inputs.
 pub(crate) fn embeddings(request: EmbeddingRequest, model: &Model) -> Result<EmbeddingJob, ApiError> {
+    let pooling = model.engine.info().pooling.ok_or_else(|| {
+        ApiError::invalid(
+            "model",
+            "its `pooling_type` is not one of none, mean and last token: it cannot embed here",
+        )
+    })?;
     let base64 = base64(request.encoding_format.as_deref())?;
     let info = model.engine.info();
     dimensions(request.dimensions, info.embedding_length)?;
@@ -40,7 +46,7 @@ pub(crate) fn embeddings(request: EmbeddingRequest, model: &Model) -> Result<Emb
         Ok(GenerateRequest {
             prompt: source.encode(tokenizer, None),
             max_tokens: Some(0),
-            embedding: Some(info.pooling),
+            embedding: Some(pooling),
             ..GenerateRequest::default()
         })
     });

@@ -48,6 +48,9 @@ macro_rules! formats_of {
 formats_of!(ChatRequest);
 formats_of!(CompletionRequest);
 
+/// Longest grammar that a request may write, in bytes.
+const MAX_GRAMMAR: usize = 64 << 10;
+
 /// A shape that was asked for, compiled.
 pub(crate) struct Answer {
     pub(crate) grammar: Grammar,
@@ -91,7 +94,12 @@ impl Formats<'_> {
                 format!("an output has one shape, and {first} asks for one too"),
             ));
         }
-        Ok(asked.pop())
+        match asked.pop() {
+            Some((param, Grammar::Lark(text))) if text.len() > MAX_GRAMMAR => {
+                Err(ApiError::invalid(param, format!("longer than {MAX_GRAMMAR} bytes")))
+            }
+            asked => Ok(asked),
+        }
     }
 
     /// The fields whose values need no reading.
@@ -221,6 +229,7 @@ mod tests {
             (json!({"regex": "a", "choice": ["a"]}), "choice"),
             (json!({"response_format": {"type": "json_object"}, "guided_regex": "a"}), "guided_regex"),
             (json!({"guided_json": "{"}), "guided_json"),
+            (json!({"grammar": "x".repeat(MAX_GRAMMAR + 1)}), "grammar"),
         ] {
             assert_eq!(asked(body), Err(param.into()));
         }

@@ -95,6 +95,9 @@ pub(crate) fn told(tools: Option<Vec<Json>>) -> Result<Option<Vec<Json>>, ApiErr
                 format!("it must be a string of 1 to {MAX_NAME} letters, digits, `_` and `-`"),
             ));
         }
+        if !matches!(tool["function"].get("description"), None | Some(Json::Null | Json::String(_))) {
+            return Err(ApiError::invalid(format!("tools[{i}].function.description"), "it must be a string"));
+        }
     }
     Ok(Some(tools))
 }

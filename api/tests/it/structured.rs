@@ -52,7 +52,7 @@ async fn choices_follow_the_schema_and_streams_say_the_same() {
         texts.push(text.into());
         let tokens = choice["logprobs"]["content"].as_array().unwrap();
         let joined: String = tokens.iter().map(|token| token["token"].as_str().unwrap()).collect();
-        assert_eq!(joined.len(), text.len(), "every token of the text is scored");
+        assert_eq!(joined, text, "every token of the text is scored");
     }
     assert!(texts[0] != texts[1] || texts[1] != texts[2], "each choice has its seed: {texts:?}");
 
@@ -103,9 +103,8 @@ async fn bias_and_penalties_choose_only_among_what_is_allowed() {
         }
         let answer = answered("/v1/chat/completions", &body).await;
         let choice = &answer["choices"][0];
-        if choice["finish_reason"] == "stop" {
-            check(choice["message"]["content"].as_str().unwrap());
-        }
+        assert_eq!(choice["finish_reason"], "stop", "{fields}: {choice}");
+        check(choice["message"]["content"].as_str().unwrap());
     }
 }
 

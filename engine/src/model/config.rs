@@ -19,8 +19,8 @@ pub struct ModelConfig {
     pub architecture: String,
     /// Context the model was trained for, in tokens.
     pub ctx_train: usize,
-    /// How it makes one vector of a text.
-    pub pooling: Pooling,
+    /// How it makes one vector of a text; `None`: in a way that is not known here.
+    pub pooling: Option<Pooling>,
     /// The dimensions.
     pub shape: Shape,
 }
@@ -123,16 +123,14 @@ impl ModelConfig {
     }
 }
 
-/// `pooling_type` in the numbers of the format. A model that was not trained to embed says nothing, or 0.
-fn pooling(keys: &Keys<'_>) -> Result<Pooling, EngineError> {
-    match keys.count("pooling_type", 0..=u64::MAX)? {
-        None | Some(0 | 1) => Ok(Pooling::Mean),
-        Some(3) => Ok(Pooling::Last),
-        Some(other) => Err(EngineError::Model(format!(
-            "{} is {other}; supported are 0 (none), 1 (mean) and 3 (last token)",
-            keys.name("pooling_type")
-        ))),
-    }
+/// `pooling_type` in the numbers of the format: 1 is the mean, 3 the last token. A model that was not trained to embed
+/// says nothing, or 0. One that does it in another way still generates.
+fn pooling(keys: &Keys<'_>) -> Result<Option<Pooling>, EngineError> {
+    Ok(match keys.count("pooling_type", 0..=u64::MAX)? {
+        None | Some(0 | 1) => Some(Pooling::Mean),
+        Some(3) => Some(Pooling::Last),
+        Some(_) => None,
+    })
 }
 
 fn head_dim(keys: &Keys<'_>, dim: usize, heads: usize) -> Result<usize, EngineError> {

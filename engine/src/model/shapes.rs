@@ -56,7 +56,7 @@ impl NamedShape {
         let frequencies =
             (0..head_dim / 2).map(|i| base.powf(-2.0 * i as f64 / head_dim as f64) as f32).collect();
         ModelConfig {
-            pooling: Pooling::default(),
+            pooling: Some(Pooling::default()),
             architecture: self.architecture.to_owned(),
             ctx_train: 32768,
             shape: Shape {

@@ -15,7 +15,7 @@ use std::{
     thread,
 };
 
-use llguidance::{Matcher, api::StopReason, api::TopLevelGrammar, toktrie::SimpleVob};
+use llguidance::{Matcher, api::TopLevelGrammar, toktrie::SimpleVob};
 use serde_json::{Value, json};
 
 pub(crate) use self::masks::Masks;
@@ -34,7 +34,8 @@ pub enum Grammar {
     /// One of these texts.
     Choice(Vec<String>),
     /// What the rule `start` of this grammar derives, in llguidance's variant of Lark. It may name the model's
-    /// special tokens (`<tool_call>`) and hold JSON schemas, which [`Grammar::json`] writes.
+    /// special tokens (`<tool_call>`) and hold JSON schemas, which [`Grammar::json`] writes. Reading a text takes
+    /// longer than its length alone says: bound what strangers write.
     Lark(String),
 }
 
@@ -117,7 +118,7 @@ impl Constraints {
             }
             Grammar::Regex(regex) => TopLevelGrammar::from_regex(bounded(regex)?),
             Grammar::Choice(texts) => TopLevelGrammar::from_lark(one_of(texts)?),
-            Grammar::Lark(text) => TopLevelGrammar::from_lark(bounded(text)?.to_owned()),
+            Grammar::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
         };
         let compiled = on_a_deep_stack(|| {
             let mut matcher = Matcher::new(Ok(vocabulary.compile(top)?));
@@ -132,7 +133,7 @@ impl Constraints {
     }
 }
 
-/// Longest text of a regular expression, a grammar or all choices together.
+/// Longest text of a regular expression or of all choices together.
 const TEXT: usize = 64 << 10;
 /// Compiling goes as deep as what is compiled is nested, and a stack that ends ends the process. Only what is
 /// used of it is taken.
@@ -268,11 +269,12 @@ fn failure(matcher: &Matcher) -> EngineError {
 
 /// Why no token can follow. It tells nothing of the output or the grammar, as it may be logged.
 fn reason(matcher: &Matcher) -> &'static str {
-    match matcher.stop_reason() {
-        StopReason::LexerTooComplex => {
+    // A matcher that has failed keeps its error's words, which begin with whose they are, and no more.
+    match matcher.get_error() {
+        Some(words) if words.contains("lexer error") => {
             "it takes more time or memory to tell its texts apart than a request is allowed"
         }
-        StopReason::ParserTooComplex => "it is more ambiguous than a request is allowed",
+        Some(words) if words.contains("parser error") => "it is more ambiguous than a request is allowed",
         _ => "no text satisfies it",
     }
 }

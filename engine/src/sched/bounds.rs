@@ -120,23 +120,29 @@ fn long_prompts_leave_no_gap_in_running_streams_and_are_not_much_slower_themselv
     let id = alone.submit(0, 3000, 2);
     let alone = alone.until_first(id);
 
-    let mut server = Server::warm();
-    for round in 0..3 {
-        let streams: Vec<_> = (0..6).map(|_| server.submit(0, 50, 2000)).collect();
-        let mut before: Vec<f64> = (0..200).map(|_| server.step()).collect();
-        before.drain(..100);
-        before.sort_by(f64::total_cmp);
-        let median = before[before.len() / 2];
-        let began = server.now;
-        let long = server.submit(0, 3000, 2);
-        let beside = server.until_first(long);
-        let gaps = |id| server.streams[id].times.windows(2).filter(|pair| pair[1] > began);
-        let worst = streams.iter().flat_map(gaps).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max);
-        println!("round {round}: {:.2} steps at most, {:.2} of alone", worst / median, beside / alone);
-        assert!(worst <= 3.4 * median && worst <= 400.0, "{round}: {worst} ms beside steps of {median} ms");
-        assert!(beside <= 1.7 * alone, "{round}: {beside} ms, alone {alone} ms");
-        for id in streams {
-            server.scheduler.remove(id);
+    // One that knows nothing of its machine yet keeps the promise itself, one that does keeps a tighter bound.
+    for (mut server, rounds, gap, slower) in [(Server::new(1000), 1, 4.0, 1.8), (Server::warm(), 3, 3.4, 1.7)]
+    {
+        for round in 0..rounds {
+            let streams: Vec<_> = (0..6).map(|_| server.submit(0, 50, 2000)).collect();
+            let mut before: Vec<f64> = (0..200).map(|_| server.step()).collect();
+            before.drain(..100);
+            before.sort_by(f64::total_cmp);
+            let median = before[before.len() / 2];
+            let began = server.now;
+            let long = server.submit(0, 3000, 2);
+            let beside = server.until_first(long);
+            let gaps = |id| server.streams[id].times.windows(2).filter(|pair| pair[1] > began);
+            let worst = streams.iter().flat_map(gaps).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max);
+            println!("round {round}: {:.2} steps at most, {:.2} of alone", worst / median, beside / alone);
+            assert!(
+                worst <= gap * median && worst <= 400.0,
+                "{round}: {worst} ms beside steps of {median} ms"
+            );
+            assert!(beside <= slower * alone, "{round}: {beside} ms, alone {alone} ms");
+            for id in streams {
+                server.scheduler.remove(id);
+            }
         }
     }
 }
@@ -150,25 +156,28 @@ fn one_request_beside_fifty_waits_little_longer_than_alone() {
         let id = solo.submit(1, prompt, 10);
         let solo = solo.until_first(id);
 
-        let mut server = Server::warm();
-        for _ in 0..50 {
-            server.submit(0, 200, 200);
+        for mut server in [Server::new(1000), Server::warm()] {
+            for _ in 0..50 {
+                server.submit(0, 200, 200);
+            }
+            // The step before it came, or a longer one since.
+            let mut step = 0f64;
+            for _ in 0..begun {
+                step = server.step();
+            }
+            let id = server.submit(1, prompt, 10);
+            while server.streams[&id].times.is_empty() {
+                step = step.max(server.step());
+            }
+            let beside = server.streams[&id].first();
+            println!(
+                "{prompt} tokens after {begun} steps: {beside:.0} ms, alone {solo:.0}, a step {step:.0}"
+            );
+            assert!(
+                beside <= 2.0 * solo + step,
+                "{prompt} tokens after {begun} steps: {beside} ms, alone {solo} ms, a step {step} ms"
+            );
         }
-        // The step before it came, or a longer one since.
-        let mut step = 0f64;
-        for _ in 0..begun {
-            step = server.step();
-        }
-        let id = server.submit(1, prompt, 10);
-        while server.streams[&id].times.is_empty() {
-            step = step.max(server.step());
-        }
-        let beside = server.streams[&id].first();
-        println!("{prompt} tokens after {begun} steps: {beside:.0} ms, alone {solo:.0}, a step {step:.0}");
-        assert!(
-            beside <= 2.0 * solo + step,
-            "{prompt} tokens after {begun} steps: {beside} ms, alone {solo} ms, a step {step} ms"
-        );
     }
 }
 

@@ -10,11 +10,11 @@ use std::f64::consts::LN_2;
 
 use super::BLOCK_TOKENS;
 
-/// A step with prompts may take so many times what it would take without. A third of the room up to four times is
+/// A step with prompts may take so many times what it would take without. Two fifths of the room up to four times are
 /// left for what no model foresees: with six streams, one slow step in a hundred is one gap in a hundred of each.
 pub(super) const STRETCH: f64 = 2.8;
 /// But no longer than this, in seconds, as far as decoding leaves room for it.
-pub(super) const LONGEST: f64 = 0.25;
+pub(super) const LONGEST: f64 = 0.24;
 /// Tokens of prompts that always may join: without them, prompts would never end on a slow machine.
 pub(super) const LEAST: usize = 8;
 /// Variance of a step's time, of a cost from one step to the next, and of a guess; all as logarithms.
@@ -27,6 +27,8 @@ const OUTLIER: f64 = 0.3;
 /// it is the median that is followed, which hiccups do not move.
 const DECODE_RATE: f64 = 0.3;
 const DECODE_OUTLIER: f64 = 0.05;
+/// Steps of a width after which its estimate follows the median.
+const DECODE_START: u32 = 8;
 
 /// What a step's time depends on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -113,6 +115,8 @@ impl Costs {
 #[derive(Debug, Clone, Copy)]
 struct Decode {
     seconds: f64,
+    /// Steps that it was measured in.
+    steps: u32,
     /// Tokens that its sequences looked back on then.
     context: usize,
 }
@@ -151,10 +155,14 @@ impl Pace {
                 None => self.costs = Some(Costs::guess(load, seconds)),
             }
         } else if load.decoding > 0 {
-            let known = self.decode[load.decoding].map_or(seconds, |_| self.decode_seconds(load));
+            let steps = self.decode[load.decoding].map_or(0, |known| known.steps);
+            let known = if steps == 0 { seconds } else { self.decode_seconds(load) };
             let error = (seconds / known).ln().clamp(-DECODE_OUTLIER, DECODE_OUTLIER);
-            let seconds = known * (DECODE_RATE * error).exp();
-            self.decode[load.decoding] = Some(Decode { seconds, context: load.context });
+            // The first steps of a width may load kernels and record graphs: the shortest of them is what is to come.
+            let is_start = steps < DECODE_START && seconds < known;
+            let seconds = if is_start { seconds } else { known * (DECODE_RATE * error).exp() };
+            self.decode[load.decoding] =
+                Some(Decode { seconds, steps: steps.saturating_add(1), context: load.context });
             // Other kernels may do it in less time than with prompts, but not in more.
             if let Some(costs) = self.costs.as_mut().filter(|costs| costs.of(load) < seconds) {
                 costs.learn(load, seconds);
@@ -274,6 +282,10 @@ mod tests {
         })
     }
 
+    /// Below the four times that streams are promised, and in seconds; [`STRETCH`] and [`LONGEST`] leave room to them for
+    /// noise and errors.
+    const PROMISE: (f64, f64) = (3.9, 0.2875);
+
     proptest! {
         /// On machines of all speeds: prompts get what the bound allows and no more, from the first to the last token of
         /// a long one and at the beginning of the next.
@@ -281,14 +293,15 @@ mod tests {
         fn steps_stay_within_the_stretch(
             machine in machine(),
             sequences in 1usize..17,
-            noise in proptest::collection::vec(0.95f64..1.05, 64),
+            noise in proptest::collection::vec(0.9f64..1.1, 64),
         ) {
             let mut pace = Pace::new(16);
             let mut noise = noise.iter().copied().cycle();
             let mut observe = |pace: &mut Pace, load: Load| {
-                let took = machine.step(load, noise.next().unwrap());
+                let noise = noise.next().unwrap();
+                let took = machine.step(load, noise);
                 pace.observe(load, took);
-                took
+                (took, noise)
             };
             // The streams' own prompts, a long one, then the streams' steps alone.
             for tokens in [40, 240, 512] {
@@ -306,14 +319,15 @@ mod tests {
                 let (mut before, mut step) = (0, 0);
                 while before < 3000 {
                     let load = beside(&pace, decoding(sequences, context), before);
-                    let took = observe(&mut pace, load);
+                    let (took, noise) = observe(&mut pace, load);
                     let bound = (alone * STRETCH).min(LONGEST);
                     let known = round > 0 || step >= 20;
                     if known && load.prompt > LEAST {
-                        prop_assert!(took <= bound * 1.25, "{step} at {before}: {took} beside {alone}, {load:?}");
+                        let most = (alone * PROMISE.0).min(PROMISE.1.max(alone * 1.15));
+                        prop_assert!(took <= most, "{step} at {before}: {took} beside {alone}, {load:?}");
                     }
-                    if round > 0 && load.prompt < 512 && load.prompt > 8 * LEAST {
-                        prop_assert!(took >= bound * 0.6, "{step} at {before}: {took} of {bound} used, {load:?}");
+                    if round > 0 && load.prompt < 512 && load.prompt > 4 * LEAST {
+                        prop_assert!(took >= bound * 0.6 * noise, "{step} at {before}: {took} of {bound} used, {load:?}");
                     }
                     (before, step) = (before + load.prompt, step + 1);
                 }
@@ -339,6 +353,18 @@ mod tests {
         assert!(beside(&pace, decoding(4, 0), 0).prompt >= before.prompt - LEAST);
         let after = run(&mut pace, &slow, 50);
         assert_eq!(after.prompt, 8);
+    }
+
+    #[test]
+    fn a_first_step_that_loads_kernels_is_soon_forgotten() {
+        let machine = Machine::new(0.01, 0.001, 0.001);
+        let mut pace = Pace::new(16);
+        pace.observe(decoding(4, 0), 1.0);
+        for _ in 0..3 {
+            pace.observe(decoding(4, 0), machine.step(decoding(4, 0), 1.0));
+        }
+        let known = pace.decode_seconds(decoding(4, 0));
+        assert!((known / machine.step(decoding(4, 0), 1.0) - 1.0).abs() < 0.01, "{known}");
     }
 
     #[test]

@@ -269,7 +269,9 @@ impl Scheduler {
         forecast.callers.clear();
         forecast.callers.extend(self.loads());
         (forecast.places, forecast.running) = (self.limits.sequences, self.running.len());
-        forecast.known = self.running() + self.waiting() + self.paused();
+        // Requests, of which several may share one sequence while their prompt is read.
+        let running: usize = self.running.iter().map(|s| 1 + s.others.len()).sum();
+        forecast.known = running + self.waiting() + self.paused();
         forecast.held = self.held;
         forecast.measure(&self.pace, Load { prompt: 0, lookback: 0, ..self.step });
     }

@@ -40,6 +40,7 @@ fn check(found: &Run<'_, CudaBackend>, path: &Path, kv_type: KvType, what: &str)
     if kv_type != KvType::Q8 {
         let (tables, bound) = (found.tables.clone(), if kv_type == KvType::F32 { EXACT } else { F16 });
         let expected = Run::over(tables, reference(), path, found.sequences, kv_type).one_by_one();
+        assert!(found.logits.keys().eq(expected.logits.keys()), "{what}: the same rows");
         hold(difference(found, &expected), bound, "the reference's");
     }
     if kv_type != KvType::F32 {
@@ -93,7 +94,6 @@ const STEPS: &[&[(usize, usize)]] = &[
     &[(0, 1), (1, 1), (2, 1), (3, 1), (4, 1)],
 ];
 
-/// Also what compute-sanitizer's memcheck is run on, as no kernel has much to do here.
 fn small_models_in_every_kind_of_step(dtypes: &[DType]) {
     let mut rng = fresh();
     let lengths: Vec<usize> = (0..5)
@@ -323,6 +323,7 @@ fn two_hundred_mixed_batches_equal_one_by_one() {
         let graphs = below(&mut rng, 2) == 0;
         let expected = Run::new(cuda(graphs), &path, &sequences, KvType::F16, &mut rng).one_by_one();
         let found = Run::new(cuda(graphs), &path, &sequences, KvType::F16, &mut rng).mixed(&mut rng);
+        assert!(found.logits.keys().eq(expected.logits.keys()), "the same rows");
         let off = difference(&found, &expected);
         assert!(off.is_within(F16), "{off:?} after {batches} batches");
         batches += found.steps;

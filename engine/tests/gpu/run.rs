@@ -59,7 +59,7 @@ pub(crate) struct Run<'a, B: Backend> {
     copies: Vec<BlockCopy>,
     pub(crate) steps: usize,
     /// Logits by sequence and position.
-    logits: BTreeMap<(usize, usize), Vec<f32>>,
+    pub(crate) logits: BTreeMap<(usize, usize), Vec<f32>>,
 }
 
 impl<'a, B: Backend> Run<'a, B> {

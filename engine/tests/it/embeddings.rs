@@ -127,8 +127,8 @@ fn the_file_says_how_vectors_are_made() {
     for (number, pooling) in
         [(None, Pooling::Mean), (Some(0), Pooling::Mean), (Some(1), Pooling::Mean), (Some(3), Pooling::Last)]
     {
-        assert_eq!(with(number).unwrap(), pooling, "{number:?}");
+        assert_eq!(with(number).unwrap(), Some(pooling), "{number:?}");
     }
-    let error = with(Some(4)).unwrap_err();
-    assert!(error.contains("pooling_type is 4"), "{error}");
+    // Ranks, say: it loads, as it may still generate.
+    assert_eq!(with(Some(4)).unwrap(), None);
 }

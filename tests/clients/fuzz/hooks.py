@@ -1,4 +1,5 @@
-"""What schemathesis is told about this API beside its document. Nothing here hides a response from a check.
+"""What schemathesis is told about this API beside its document. Two failures are left out, each for the reason
+that `filter_failure` gives; no other response is kept from a check.
 
 run.sh sets TEST_BINARY and TEST_STATE, the state directory of a server that asks for keys.
 """

@@ -14,6 +14,8 @@ use super::ConstraintError;
 const DEPTH: usize = 64;
 /// Schemas in a document.
 const SCHEMAS: usize = 4000;
+/// Longest JSON pointer to one of them, in bytes: a pointer is kept for each.
+const POINTER: usize = 4096;
 
 /// Keywords that say nothing about what is valid.
 const NOTES: [&str; 12] = [
@@ -66,11 +68,7 @@ pub(super) fn enforced(schema: &Value) -> Result<Value, ConstraintError> {
 
 /// What the compiler's words on a schema mean to whoever wrote it.
 pub(super) fn explained(schema: &Value, words: &str) -> ConstraintError {
-    let blamed = |keywords: &[&str]| {
-        let mut places = Vec::new();
-        find(schema, "#", keywords, &mut places);
-        places.first().cloned().unwrap_or_else(|| "#".into())
-    };
+    let blamed = |keywords: &[&str]| find(schema, "#", keywords).unwrap_or_else(|| "#".into());
     if words.contains("oneOf constraints") {
         let what = "oneOf is enforced only where its alternatives exclude each other by type, by a constant, or by a \
                     constant property that they require; anyOf always is";
@@ -87,23 +85,19 @@ pub(super) fn explained(schema: &Value, words: &str) -> ConstraintError {
     refused("#", format!("the schema does not compile: {words}"))
 }
 
-/// Where the keywords stand, the outermost first.
-fn find(value: &Value, at: &str, keywords: &[&str], places: &mut Vec<String>) {
+/// Where one of the keywords stands first.
+fn find(value: &Value, at: &str, keywords: &[&str]) -> Option<String> {
     match value {
+        Value::Object(map) if keywords.iter().any(|&keyword| map.contains_key(keyword)) => {
+            Some(at.to_owned())
+        }
         Value::Object(map) => {
-            if keywords.iter().any(|&keyword| map.contains_key(keyword)) {
-                places.push(at.to_owned());
-            }
-            for (key, value) in map {
-                find(value, &format!("{at}/{}", escaped(key)), keywords, places);
-            }
+            map.iter().find_map(|(key, value)| find(value, &format!("{at}/{}", escaped(key)), keywords))
         }
         Value::Array(items) => {
-            for (i, item) in items.iter().enumerate() {
-                find(item, &format!("{at}/{i}"), keywords, places);
-            }
+            items.iter().enumerate().find_map(|(i, item)| find(item, &format!("{at}/{i}"), keywords))
         }
-        _ => {}
+        _ => None,
     }
 }
 
@@ -146,6 +140,11 @@ struct Audit {
 
 impl Audit {
     fn schema(&mut self, place: &Place, schema: &Value) -> Result<Value, ConstraintError> {
+        // One long name above thousands of schemas would be kept in each of their pointers.
+        if place.pointer.len() > POINTER {
+            let what = format!("the names on the way to a schema may have {POINTER} bytes together");
+            return Err(refused("#", what));
+        }
         if place.depth > DEPTH {
             return Err(place.refuse(format!("schemas may be nested {DEPTH} deep")));
         }
@@ -467,5 +466,8 @@ mod tests {
         assert!(refusal(&deep).contains("nested"));
         let many: Vec<Value> = (0..=SCHEMAS).map(|_| json!({})).collect();
         assert!(refusal(&json!({"anyOf": many})).contains("more than"));
+        let long = |bytes: usize| json!({"properties": {"x".repeat(bytes): {"type": "null"}}});
+        assert!(refusal(&long(POINTER)).contains("bytes"));
+        assert!(enforced(&long(POINTER / 2)).is_ok());
     }
 }

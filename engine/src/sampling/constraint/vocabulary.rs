@@ -10,7 +10,7 @@ use llguidance::{
 
 use crate::text::Tokenizer;
 
-/// What a mask of one token may cost; a grammar that wants more fails its request, and holds up nobody. At some
+/// What a mask of one token may cost; a grammar that wants more fails its request. At some
 /// 14 units a microsecond this is 14 ms of the lexer.
 const STEP_LEXER_FUEL: u64 = 200_000;
 /// The same for the parser, at some 20 items a microsecond.
