@@ -59,7 +59,7 @@ pub(crate) struct Run<'a, B: Backend> {
     copies: Vec<BlockCopy>,
     pub(crate) steps: usize,
     /// Logits by sequence and position.
-    pub(crate) logits: BTreeMap<(usize, usize), Vec<f32>>,
+    logits: BTreeMap<(usize, usize), Vec<f32>>,
 }
 
 impl<'a, B: Backend> Run<'a, B> {
@@ -157,6 +157,11 @@ impl<'a, B: Backend> Run<'a, B> {
         }
         assert!((0..self.sequences.len()).all(|i| self.left(i) == 0));
         self
+    }
+
+    /// Sequence and position of each row.
+    pub(crate) fn places(&self) -> impl Iterator<Item = &(usize, usize)> {
+        self.logits.keys()
     }
 
     fn left(&self, i: usize) -> usize {
