@@ -21,7 +21,7 @@ FEATURES = --features cuda
 CUDA ?= $(shell scripts/has-cuda-driver.sh && echo 1 || echo 0)
 RUN_FEATURES = $(if $(filter 1,$(CUDA)),$(FEATURES))
 
-.PHONY: help run test test-rust test-clients debug-binary test-full test-ui test-container test-gpu sanitize-gpu lint audit openapi header \
+.PHONY: help run test test-rust test-clients test-docs debug-binary test-full test-ui test-container test-gpu sanitize-gpu lint audit openapi header docs \
 	bench bench-gateway bench-peer bench-serving bench-structured cuda-toolchain cuda-if-wanted sass-report
 
 help: ## This list
@@ -31,7 +31,7 @@ run: cuda-if-wanted ## Fetch the demo model, build, serve on 127.0.0.1:58439 (MO
 	@model=$(call fetched,$(MODEL)); \
 	exec cargo run --quiet --release -p m40llm $(RUN_FEATURES) -- run "$$model" $(ARGS)
 
-test: test-rust sass-report test-clients ## Everything that must hold: Rust, the kernels' budgets, the clients people use against a live server
+test: test-rust sass-report test-clients test-docs ## Everything that must hold: Rust, the kernels' budgets, the clients people use against a live server, the documentation's examples and links
 
 test-rust: cuda-toolchain
 	scripts/fetch-model.sh smollm2
@@ -43,12 +43,17 @@ test-rust: cuda-toolchain
 test-clients: debug-binary
 	tests/clients/run.sh $(DEBUG_BINARY) "$(call fetched,smollm2)"
 
+# ARGS=--full: those that build the release too. On a device: tests/docs/run.sh --gpu BINARY MODEL.gguf
+test-docs: debug-binary
+	tests/docs/run.sh $(filter --full,$(ARGS)) $(DEBUG_BINARY) "$(call fetched,smollm2)"
+
 test-full: export TEST_KILLS = 100
 test-full: export TEST_STREAMS = 300
 test-full: export TEST_ABANDONED = 1000
 test-full: test-rust debug-binary ## As test, with larger counts and both models
 	tests/clients/run.sh $(DEBUG_BINARY) "$(call fetched,smollm2)" --full
 	tests/clients/run.sh $(DEBUG_BINARY) "$(call fetched,qwen2.5-coder-0.5b)" --full
+	tests/docs/run.sh --full $(DEBUG_BINARY) "$(call fetched,smollm2)"
 
 test-ui: debug-binary ## The page at / and Swagger UI at /docs in headless Chromium, which this installs; pictures in target/ui
 	tests/ui/run.sh $(DEBUG_BINARY) "$(call fetched,smollm2)" $(CARGO_TARGET_DIR)/ui
@@ -90,6 +95,18 @@ openapi: ## Regenerate openapi/openapi.json from the handlers
 
 header: ## Regenerate engine/include/m40llm.h from engine/src/ffi
 	cargo run --quiet -p m40llm-engine --example c_header
+
+# mdBook reads its book from a folder that holds nothing else: a copy of the documents.
+MDBOOK = mdbook@0.5.4
+BOOK = $(abspath $(CARGO_TARGET_DIR))/book
+docs: ## The documentation as a book in target/book, its links checked (installs mdBook there, which takes minutes at first)
+	cargo install --quiet --locked $(MDBOOK) --no-default-features --features search --root $(BOOK)-tools \
+		--target-dir $(BOOK)-tools/build
+	rm -rf $(BOOK)-tools/build
+	scripts/book.py stage $(BOOK)-source
+	rm -rf $(BOOK)
+	$(BOOK)-tools/bin/mdbook build $(BOOK)-source --dest-dir $(BOOK)
+	scripts/book.py check $(BOOK)
 
 bench: cuda-if-wanted ## Prompt and decode speed on this machine (MODEL=, ARGS=)
 	@model=$(call fetched,$(MODEL)); \

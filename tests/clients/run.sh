@@ -26,12 +26,7 @@ unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY all_proxy
 # The SDKs ask nobody but the server: no prices, no traces, no notices.
 export LITELLM_LOCAL_MODEL_COST_MAP=True LANGSMITH_TRACING=false
 
-venv=$root/.venv
-if ! cmp -s "$here/requirements.txt" "$venv/clients-requirements.txt"; then
-    python3 -m venv "$venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt"
-    cp "$here/requirements.txt" "$venv/clients-requirements.txt"
-fi
+. "$here/venv.sh"
 if ! cmp -s "$here/node/package-lock.json" "$here/node/node_modules/installed-lock.json"; then
     (cd "$here/node" && npm ci --silent --no-audit --no-fund)
     cp "$here/node/package-lock.json" "$here/node/node_modules/installed-lock.json"
