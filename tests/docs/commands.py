@@ -61,6 +61,12 @@ def check_make(words: list[str]) -> None:
             assert word in targets(), f"the Makefile has no target {word}"
 
 
+def check_text(text: str) -> None:
+    """Each line of a script, those that go on in the next one together."""
+    for line in text.replace("\\\n", " ").splitlines():
+        check_line(line)
+
+
 def check_line(line: str) -> None:
     """Each of the commands in a line of shell."""
     line = re.sub(r"\$\(|`", " ; ", line)
@@ -85,10 +91,12 @@ def check_command(words: list[str]) -> None:
         words = words[1:]
     if not words:
         return
-    program = words[0].rsplit("/", 1)[-1]
-    if program == "m40llm":
-        check_m40llm(words[1:])
-    elif program == "make":
+    if words[0] == "make":
         check_make(words[1:])
     elif words[0].startswith(("scripts/", "tests/")):
         assert (ROOT / words[0]).is_file(), f"there is no {words[0]}"
+    # Also as what another program runs: `docker compose run m40llm keys create`.
+    for at, word in enumerate(words):
+        if word in ("m40llm", "/usr/local/bin/m40llm") and (at == 0 or words[at + 1 :]):
+            check_m40llm(words[at + 1 :])
+            return

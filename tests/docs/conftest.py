@@ -27,7 +27,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     runner.prepare(work)
     port = runner.free_port()
     with open(work / "log", "w") as log:
-        command = [runner.BINARY, "run", runner.MODEL, "--ctx-size", "2048"]
+        command = [runner.BINARY, "run", runner.MODEL, "--ctx-size", "512"]
         server = subprocess.Popen(command, env=runner.environment(work, port), stdout=log, stderr=log)
     for _ in range(300):
         assert server.poll() is None, (work / "log").read_text()

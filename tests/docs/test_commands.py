@@ -56,7 +56,7 @@ TRIED = {
     "m40llm pull OWNER/REPO:QUANT": ("m40llm pull owner/repo:Q8_0", 1, "HF_ENDPOINT=http://127.0.0.1:9"),
     "m40llm keys create --name NAME": ("m40llm keys create --name me", 0, ""),
     "m40llm bench MODEL.gguf": ("m40llm bench model.gguf -p 16 -n 4 -r 1 --ctx-size 128", 0, ""),
-    "m40llm chat MODEL.gguf": ("echo Hi | m40llm chat model.gguf --max-tokens 4", 0, ""),
+    "m40llm chat MODEL.gguf": ("echo Hi | m40llm chat model.gguf --ctx-size 64", 0, ""),
     'm40llm generate MODEL.gguf "PROMPT"': ('m40llm generate model.gguf "Hi" --max-tokens 4', 0, ""),
     "m40llm health": ("m40llm run model.gguf --ctx-size 128\nm40llm health", 0, ""),
 }
