@@ -14,7 +14,7 @@ import runner
 from examples import ROOT
 
 # Words that stand for something of the reader's own.
-PLACEHOLDERS = re.compile(r"^(…|\.\.\.)$")
+PLACEHOLDERS = re.compile(r"^(…|\.\.\.|\$@)$")
 
 
 @functools.cache
@@ -26,8 +26,8 @@ def flags_of(command: tuple[str, ...]) -> frozenset[str]:
 
 
 @functools.cache
-def subcommands_of(command: str) -> frozenset[str]:
-    done = subprocess.run([runner.BINARY, command, "--help"], text=True, capture_output=True)
+def subcommands_of(*command: str) -> frozenset[str]:
+    done = subprocess.run([runner.BINARY, *command, "--help"], text=True, capture_output=True)
     if "Commands:" not in done.stdout:
         return frozenset()
     listed = done.stdout.split("Commands:", 1)[1].split("\n\n", 1)[0]
@@ -96,7 +96,8 @@ def check_command(words: list[str]) -> None:
     elif words[0].startswith(("scripts/", "tests/")):
         assert (ROOT / words[0]).is_file(), f"there is no {words[0]}"
     # Also as what another program runs: `docker compose run m40llm keys create`.
+    known = [[command] for command in subcommands_of()]
     for at, word in enumerate(words):
-        if word in ("m40llm", "/usr/local/bin/m40llm") and (at == 0 or words[at + 1 :]):
+        if word in ("m40llm", "/usr/local/bin/m40llm") and (at == 0 or words[at + 1 : at + 2] in known):
             check_m40llm(words[at + 1 :])
             return

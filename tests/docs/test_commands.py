@@ -44,7 +44,8 @@ def test_inline_commands_are_there() -> None:
 
 
 def test_what_is_not_there_is_seen() -> None:
-    for bad in ["m40llm serve x", "m40llm run m.gguf --port 1", "m40llm keys make", "make nothing", "scripts/no.sh"]:
+    for bad in ["m40llm serve x", "m40llm run m.gguf --port 1", "m40llm keys make", "make nothing", "scripts/no.sh",
+                "docker run x m40llm run --nothing", "systemd-run --pipe /usr/local/bin/m40llm keys create --nothing"]:
         with pytest.raises(AssertionError):
             commands.check_line(bad)
     for good in ["m40llm run m.gguf --addr 0.0.0.0:1", "KEY=$(m40llm keys create --name x)", "make test && make lint"]:
