@@ -23,6 +23,7 @@ MODEL = Path(os.environ["TEST_MODEL"])
 FULL = os.environ.get("TEST_FULL") == "1"
 PORT = "58439"
 PYTHON = sys.executable
+STAND_INS = ROOT / "tests/docs/stand-in"
 
 # Servers stay until the block has ended, and must end well. `make test` is what runs this; a test's own build is there already.
 PRELUDE = r"""
@@ -80,7 +81,8 @@ def prepare(work: Path) -> None:
 def certificate(work: Path) -> None:
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
-    subprocess.run([*command, "-keyout", work / "key.pem", "-out", work / "cert.pem"], check=True, capture_output=True)
+    files = ["-keyout", work / "key.pem", "-out", work / "cert.pem"]
+    subprocess.run([*command, *files], env=environment(work, 0), check=True, capture_output=True)
     (work / "privkey.pem").symlink_to("key.pem")
     (work / "fullchain.pem").symlink_to("cert.pem")
 
@@ -90,7 +92,8 @@ def environment(work: Path, port: int) -> dict[str, str]:
     # A status that is no success fails an example's curl.
     (work / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\nmax-time = 120\n")
     return keep | {
-        "PATH": f"{work / 'bin'}:{os.environ['PATH']}",
+        # curl and openssl are most people's own; tests want nothing that `make run` does not.
+        "PATH": f"{work / 'bin'}:{Path(PYTHON).parent}:{os.environ['PATH']}:{STAND_INS}",
         "HOME": os.environ["HOME"],
         "CURL_HOME": str(work),
         "M40LLM_ADDR": f"127.0.0.1:{port}",

@@ -137,6 +137,19 @@ def test_what_is_not_run_is_there(block: Block) -> None:
     commands.check_text(block.text)
 
 
+def test_stand_ins_do_for_the_examples(work: Path, port: int) -> None:
+    """Where there is no curl or no openssl: the same examples, with what stands in for them first on the path."""
+    for tool in ["curl", "openssl"]:
+        (work / "bin" / tool).symlink_to(runner.STAND_INS / tool)
+    for name, part in [("docs/TRANSPORT.md", "openssl req"), ("docs/FORWARD.md", "curl -s")]:
+        block = next(b for b in SHELL if b.path == ROOT / name and part in b.text)
+        done = runner.run_shell(block, work, port)
+        assert done.returncode == 0 and done.stdout.strip(), said(done)
+    block = Block(ROOT / "docs/x.md", 1, "sh", "curl -s http://127.0.0.1:58439/v1/nothing\n")
+    done = runner.run_shell(block, work, port)
+    assert done.returncode == 22 and json.loads(done.stdout)["error"], said(done)
+
+
 def test_a_block_is_run_or_says_why_not() -> None:
     path = ROOT / "docs/x.md"
     good = "<!-- example: gpu: wants one -->\n```sh\na\n```\n\n```json\n{}\n```\n"
