@@ -14,6 +14,7 @@ import yaml
 
 import commands
 import examples
+import gpu
 import runner
 from examples import ROOT, Block
 
@@ -185,3 +186,15 @@ def test_a_failing_example_fails(work: Path) -> None:
         inner.mkdir()
         runner.prepare(inner)
         assert runner.run_shell(block, inner, None).returncode != 0, text
+
+
+def test_launches_are_counted_by_step() -> None:
+    """What `run.sh --gpu` counts with: fifty steps between two requests. A CPU launches nothing."""
+    assert gpu.launches_of_a_step("cpu") == (0, 0)
+
+
+def test_what_wants_a_device_is_marked_and_nothing_else() -> None:
+    """Without a device, an example that asks for one by name could not have run here."""
+    for block in SHELL:
+        asks = re.search(r"--(shape|per-kernel|trace-kernels|require-sm52)|--backend[ =]cuda", block.text)
+        assert (block.mark == "gpu") == bool(asks), block
