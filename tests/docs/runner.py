@@ -29,14 +29,20 @@ STAND_INS = ROOT / "tests/docs/stand-in"
 PRELUDE = r"""
 set -euo pipefail
 server=
-stop() {
-    status=$?
-    if [ -n "$server" ]; then kill "$server"; wait "$server" || status=$?; fi
+# What a server that was told to stop ends with.
+stopped=0
+halt() {
+    local status=0
+    if [ -n "$server" ]; then kill "$server"; wait "$server" || status=$?; server=; [ "$status" = "$stopped" ]; fi
+}
+finish() {
+    local status=$?
+    halt || { echo "the server did not end well" >&2; status=1; }
     exit "$status"
 }
-trap stop EXIT
+trap finish EXIT
 serve() {
-    if [ -n "$server" ]; then kill "$server"; wait "$server"; fi
+    halt
     "$@" >>server.log 2>&1 &
     server=$!
     local cert= before= word
@@ -49,7 +55,8 @@ serve() {
 m40llm() { if [ "$1" = run ]; then serve command m40llm "$@"; else command m40llm "$@"; fi; }
 make() {
     case $1 in
-    run) serve command make -C "$TEST_ROOT" run ARGS="--addr 127.0.0.1:$TEST_PORT" ;;
+    # make has an exit code of its own for what was stopped below it.
+    run) stopped=2 && serve command make -C "$TEST_ROOT" run ARGS="--addr 127.0.0.1:$TEST_PORT" ;;
     test) command make -C "$TEST_ROOT" --dry-run test >/dev/null ;;
     *) command make -C "$TEST_ROOT" "$@" ;;
     esac

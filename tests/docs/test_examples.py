@@ -179,6 +179,7 @@ def test_a_failing_example_fails(work: Path) -> None:
     for text in [
         "false\ntrue\n",
         "m40llm run missing.gguf\n",
+        "m40llm run model.gguf --ctx-size 512\nkill -9 $server\n",
         "m40llm run model.gguf --ctx-size 512\ncurl http://127.0.0.1:58439/v1/nothing\n",
     ]:
         block = Block(ROOT / "docs/x.md", 1, "sh", text)
