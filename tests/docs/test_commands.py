@@ -100,13 +100,13 @@ def tables(path: Path) -> list[list[str]]:
 
 def test_the_readmes_figures_are_those_of_the_measurements() -> None:
     text = (ROOT / "README.md").read_text().split("## How fast", 1)[1].split("\n## ", 1)[0]
-    measured = (ROOT / "docs/PERFORMANCE.md").read_text()
+    measured = "".join(path.read_text() for path in (ROOT / "docs").glob("PERFORMANCE*.md"))
     rows = [line for line in text.splitlines() if line.startswith("| ") and numbers(line.split("|", 2)[2])]
     assert len(rows) >= 3, rows
     known = set(numbers(measured))
     for row in rows:
         for number in numbers(row.split("|", 2)[2]):
-            assert number in known, f"{number} of the README is not in docs/PERFORMANCE.md: {row}"
+            assert number in known, f"{number} of the README is in no docs/PERFORMANCE*.md: {row}"
 
 
 def test_sizes_of_keys_and_values() -> None:
