@@ -1,7 +1,7 @@
 """Runs an example as a reader would, in an empty directory, and says what came of it.
 
 What is not as the reader has it is all here: port 58439 is a free one, `m40llm` and `make run` serve in the background until
-the block ends, keys go to a directory of the test's own, and these files lie ready: model.gguf, cert.pem and key.pem
+the block ends, keys and what cargo installs go to directories of the test's own, and these files lie ready: model.gguf, cert.pem and key.pem
 (fullchain.pem and privkey.pem), the C program of the same document, and the repository's engine/ and target/release.
 
 Standard library only, as examples.py.
@@ -103,6 +103,7 @@ def environment(work: Path, port: int) -> dict[str, str]:
         "PATH": f"{work / 'bin'}:{Path(PYTHON).parent}:{os.environ['PATH']}:{STAND_INS}",
         "HOME": os.environ["HOME"],
         "CURL_HOME": str(work),
+        "CARGO_INSTALL_ROOT": str(work / "cargo"),
         "M40LLM_ADDR": f"127.0.0.1:{port}",
         "M40LLM_STATE_DIR": str(work / "state"),
         "TEST_PORT": str(port),
