@@ -1,8 +1,8 @@
 """Runs an example as a reader would, in an empty directory, and says what came of it.
 
 What is not as the reader has it is all here: port 58439 is a free one, `m40llm` and `make run` serve in the background until
-the block ends, keys and what cargo installs go to directories of the test's own, and these files lie ready: model.gguf, cert.pem and key.pem
-(fullchain.pem and privkey.pem), the C program of the same document, and the repository's engine/ and target/release.
+the block ends, keys and what cargo installs go to directories of the test's own. These files lie ready: model.gguf, cert.pem
+and key.pem (fullchain.pem and privkey.pem), the C program of the same document, the repository's engine/ and target/release.
 
 Standard library only, as examples.py.
 """
