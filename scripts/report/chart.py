@@ -21,7 +21,7 @@ def draw(speeds: Speeds, caption: str) -> str:
     for (left, right), (kind, points) in zip(EDGES, ours.items()):
         title = f"{model} {kind}"
         panel = Panel(Place(left, right, 316), title, "tokens a second, all sequences", "sequences decoded at once", MOST, 0, high)
-        panel.series(2, "llama.cpp as on cc 5.2", list(zip(PEER_BATCHES, PEER[model, kind])), 80, dashed=True)
+        panel.series(2, "llama.cpp, H100, as cc 5.2", list(zip(PEER_BATCHES, PEER[model, kind])), 80, dashed=True)
         if points:
             panel.series(0, "m40llm", points, 0, dots=False)
         panels.append(panel)

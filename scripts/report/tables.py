@@ -41,7 +41,7 @@ def promised(goals: list[Goal], modelled: dict) -> str:
             measured += f" ({goal.note})"
         theirs = written(goal.peer, goal.unit)
         rows.append([goal.name, *limits, measured, theirs, written(modelled.get(goal.key), "t/s")])
-    return table(["", "bound", "aim", "measured", "llama.cpp", "*M40, modelled*"], rows)
+    return table(["", "bound", "aim", "measured", "llama.cpp on an H100", "*M40, modelled*"], rows)
 
 
 def decoding(speeds: Speeds) -> str:
@@ -54,7 +54,7 @@ def decoding(speeds: Speeds) -> str:
                 continue
             rows.append([f"{model} {kind}", *(written(ours.get(b), "t/s") for b in SHOWN)])
             theirs = [peer(model, kind, b) for b in SHOWN]
-            rows.append(["llama.cpp", *("" if value is None else str(value) for value in theirs)])
+            rows.append(["llama.cpp on an H100", *("" if value is None else str(value) for value in theirs)])
     return table(["batch", *map(str, SHOWN)], rows)
 
 
