@@ -253,7 +253,16 @@ impl Bench<'_> {
         samples.sort_by(|a, b| a.tokens_per_s.total_cmp(&b.tokens_per_s));
         let Sample { tokens_per_s, gb_per_s, host_share } = samples[samples.len() / 2];
         let share_of_copy = gb_per_s / self.copy_gb_per_s;
-        Measured { test, n_tokens, batch, depth: self.depth, tokens_per_s, gb_per_s, share_of_copy, host_share }
+        Measured {
+            test,
+            n_tokens,
+            batch,
+            depth: self.depth,
+            tokens_per_s,
+            gb_per_s,
+            share_of_copy,
+            host_share,
+        }
     }
 
     /// `batch` prompts of `len` tokens read at once: how long, and in how many steps.

@@ -122,7 +122,8 @@ fn the_devices_clock_tells_waiting_from_work() {
         let (before, start) = (engine.stats(), Instant::now());
         token(100);
         let (after, wall) = (engine.stats(), start.elapsed().as_secs_f64());
-        let (idle, busy) = (after.idle_seconds - before.idle_seconds, after.busy_seconds - before.busy_seconds);
+        let (idle, busy) =
+            (after.idle_seconds - before.idle_seconds, after.busy_seconds - before.busy_seconds);
         println!("graphs {cuda_graphs}: waited {idle:.4} s, worked {busy:.4} s, of {wall:.4} s");
         // The window's ends may be off by a step or two.
         assert!((idle + busy - wall).abs() < wall * 0.05, "{idle} + {busy} of {wall}");

@@ -25,7 +25,8 @@ use super::{
 };
 use crate::{
     backend::{
-        AttentionWeights, Backend, Capacity, Counters, Demand, FeedForwardWeights, Need, Row, Shape, StepTimes,
+        AttentionWeights, Backend, Capacity, Counters, Demand, FeedForwardWeights, Need, Row, Shape,
+        StepTimes,
     },
     device,
     error::EngineError,
