@@ -22,7 +22,7 @@ CUDA ?= $(shell scripts/has-cuda-driver.sh && echo 1 || echo 0)
 RUN_FEATURES = $(if $(filter 1,$(CUDA)),$(FEATURES))
 
 .PHONY: help run test test-rust test-clients test-docs debug-binary test-full test-ui test-container test-gpu sanitize-gpu lint audit openapi header docs \
-	bench bench-gateway bench-peer bench-serving bench-structured cuda-toolchain cuda-if-wanted sass-report
+	bench bench-gateway bench-peer bench-report bench-serving bench-structured cuda-toolchain cuda-if-wanted sass-report
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 14
@@ -118,6 +118,12 @@ bench-gateway: ## What the gateway adds to a token, with a token source in the e
 bench-peer: ## The same figures beside llama.cpp's
 	cargo build --release -p m40llm
 	python3 scripts/bench-peer.py $(ARGS)
+
+bench-report: cuda-toolchain ## The speed of a CUDA device: tables and docs/performance.svg (ARGS="--check", "--from FILE.json")
+	@scripts/cuda-toolchain.sh disassembler
+	python3 scripts/report/test_report.py
+	cargo build --release -p m40llm $(FEATURES)
+	python3 scripts/bench-report.py --chart docs/performance.svg $(ARGS)
 
 bench-serving: ## What callers notice of each other: throughput, gaps, prefixes, memory, fairness (ARGS=--check, --chart)
 	cargo build --release -p m40llm

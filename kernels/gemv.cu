@@ -31,18 +31,19 @@ struct Tile {
     Quants<T> row[DEPTH<T>];
     Scales<T> scales;
 
-    // Called once row `r` of the tile is used up: begins to load what comes next in its place.
-    __device__ __forceinline__ void load_row(const u8* slice, int groups, int lane, int r) {
-        row[r % DEPTH<T>].load_chunks(slice, groups, lane, r);
+    // Called once row `r` of the tile is used up: begins to load what comes next in its place. `own` is the lane's first 16
+    // bytes in the slice: in all planes of quants it has 16 at a time, so that the distances from there are constants.
+    __device__ __forceinline__ void load_row(const u8* own, int groups, int r) {
+        row[r % DEPTH<T>].load_chunks(own, groups, 0, r);
         if constexpr (quant_bits(T) == 6) {
             if (r % 2 == 1) {
-                uint4 v = __ldg((const uint4*)(slice + (u32)(64 * groups + (r / 2 * groups + lane) * 16)));
+                uint4 v = __ldg((const uint4*)(own + (u32)(64 * groups + r / 2 * groups * 16)));
                 row[r - 1].q[4] = v.x, row[r - 1].q[5] = v.y, row[r].q[4] = v.z, row[r].q[5] = v.w;
             }
         }
         if constexpr (quant_bits(T) == 5) {
             if (r == 3) {
-                uint4 v = __ldg((const uint4*)(slice + (u32)(64 * groups + lane * 16)));
+                uint4 v = __ldg((const uint4*)(own + (u32)(64 * groups)));
                 row[0].q[4] = v.x, row[1].q[4] = v.y, row[2].q[4] = v.z, row[3].q[4] = v.w;
             }
         }
@@ -50,7 +51,7 @@ struct Tile {
 
     __device__ __forceinline__ void load(const u8* slice, int groups, int lane) {
 #pragma unroll
-        for (int r = 0; r < DEPTH<T>; r++) load_row(slice, groups, lane, r);
+        for (int r = 0; r < DEPTH<T>; r++) load_row(slice + (u32)(lane * 16), groups, r);
         scales.load(slice, groups, lane);
     }
 };
@@ -140,9 +141,9 @@ __device__ __forceinline__ float work(Tile<T>& tile, const Input<T>& in, const u
     for (int r = 0; r < TILE_ROWS; r++) {
         y[r] = dot<T>(tile.row[r % DEPTH<T>], scale[r], min[r], in);
         if (r + DEPTH<T> < TILE_ROWS) {
-            tile.load_row(at, groups, lane, r + DEPTH<T>);
+            tile.load_row(at + (u32)(lane * 16), groups, r + DEPTH<T>);
         } else if (MORE) {
-            tile.load_row(at + stride, groups, lane, r + DEPTH<T> - TILE_ROWS);
+            tile.load_row(at + stride + (u32)(lane * 16), groups, r + DEPTH<T> - TILE_ROWS);
         }
     }
     return reduce_rows(y, threadIdx.x);
@@ -153,7 +154,7 @@ __device__ __forceinline__ float work(Tile<T>& tile, const Input<T>& in, const u
 template <int T, class F>
 __device__ __forceinline__ void walk(const u8* at, int t, int tiles, int step, u32 stride, float* to, int to_step, int slices,
                                      int groups, Input<T>& in, F input) {
-    int lane = min((int)threadIdx.x, groups - 1);
+    int lane = groups == SLICE / GROUP ? (int)threadIdx.x : min((int)threadIdx.x, groups - 1);
     Tile<T> tile;
     tile.load(at, groups, lane);
     input(groups);

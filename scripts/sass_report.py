@@ -26,6 +26,7 @@ except ImportError:  # before Python 3.11; pip brings its own
 
 ROOT = Path(__file__).resolve().parent.parent
 NVDISASM = ROOT / ".cuda" / "bin" / "nvdisasm"
+BUDGETS = ROOT / "kernels" / "budgets.toml"
 
 # What a budget may hold: the figure it bounds, whether from above, and how it is written.
 FIGURES = {
@@ -127,6 +128,11 @@ def read_kernels(directory):
         return found
 
 
+def measured_rows(kernels, budgets):
+    """Name, cost of the main loop, and figures of each kernel."""
+    return [(name, *figures(kernel, budgets.of(name)[0])) for name, kernel in sorted(kernels.items())]
+
+
 def describe(rows):
     form = "{:<34}{:>5}{:>6}{:>7}{:>6}{:>6}{:>6}{:>9}{:>8}{:>8}{:>9}"
     head = ["kernel", "regs", "local", "slots", "half", "qtr", "FFMA", "conflict", "FFMA %", "slots/w", "busiest"]
@@ -150,8 +156,8 @@ def describe(rows):
     return "\n".join(lines)
 
 
-def model_table(rows):
-    """The M40 table from the kernels that products use."""
+def modelled_costs(rows):
+    """Slots a weight by batch and type, and FFMA's share of prompts by type, of the kernels that products use."""
     slots, share = {}, {}
     for name, _, measured in rows:
         if (match := MODELLED.fullmatch(name)) and measured["busiest"]:
@@ -159,7 +165,13 @@ def model_table(rows):
             slots.setdefault(batch, {})[match["type"]] = measured["busiest"]
         elif match := PREFILL.fullmatch(name):
             share[match["type"]] = measured["ffma"]
-    return model.table(slots, share)
+    return slots, share
+
+
+def modelled():
+    """Tokens a second of a Tesla M40 by its model, by (model, type, batch), where batch 0 is a prompt."""
+    costs = modelled_costs(measured_rows(read_kernels(out_dir()), Budgets(BUDGETS.read_text())))
+    return {(name, *key): rate for name in model.MODELS for key, rate in model.rates(name, *costs).items()}
 
 
 MODELLED = re.compile(r"(gemv|small|skinny)_(?P<type>[a-z0-9]+(_[01k])?)(_[bn](?P<batch>\d+))?")
@@ -177,20 +189,19 @@ def main():
         print(out_dir())
         return 0
 
-    budgets = Budgets((ROOT / "kernels" / "budgets.toml").read_text())
+    budgets = Budgets(BUDGETS.read_text())
     if not NVDISASM.exists():
         raise SystemExit(f"sass-report: {NVDISASM} is missing: scripts/cuda-toolchain.sh disassembler")
     kernels = read_kernels(args.directory or out_dir())
-    rows, listed, wrong = [], [], []
-    for name, kernel in sorted(kernels.items()):
-        budget, own = budgets.of(name)
-        cost, measured = figures(kernel, budget)
-        rows.append((name, cost, measured))
-        if own or args.all:
-            listed.append(rows[-1])
-        wrong += violations(name, budget, measured)
+    rows = measured_rows(kernels, budgets)
+    listed = [row for row in rows if args.all or budgets.of(row[0])[1]]
+    wrong = [line for name, _, measured in rows for line in violations(name, budgets.of(name)[0], measured)]
     wrong += [f"{name}: this budget matches no kernel" for name in budgets.unused(kernels)]
-    print(model_table(rows) if args.model else describe(listed))
+    if args.model:
+        costs = modelled_costs(rows)
+        print("\n\n".join(model.table(name, *costs) for name in model.MODELS))
+    else:
+        print(describe(listed))
     for line in wrong:
         print(f"sass-report: {line}", file=sys.stderr)
     if not wrong:

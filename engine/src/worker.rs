@@ -18,7 +18,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::TryRecvError}
 
 use self::running::{Progress, Running};
 use crate::{
-    backend::{Backend, Counters, Need},
+    backend::{Backend, Counters, Need, StepTimes},
     error::{EngineError, public_panic_words},
     handle::{Place, Stats, lock},
     meter::Meter,
@@ -94,6 +94,7 @@ pub(crate) fn run<B: Backend>(
         next_id: 0,
         needs: Vec::new(),
         masks: Masks::default(),
+        computed_at: None,
         shared,
         stats: Stats { kv_blocks_total: resources.blocks, ..Stats::default() },
     };
@@ -124,6 +125,8 @@ struct Worker<'a, B: Backend> {
     needs: Vec<Need>,
     /// Computes what constrained requests may go on with.
     masks: Masks,
+    /// When the last step's work had ended; none after a rest, which is part of no step.
+    computed_at: Option<Instant>,
     shared: &'a Shared,
     stats: Stats,
 }
@@ -151,6 +154,7 @@ impl<B: Backend> Worker<'_, B> {
                 self.stats.step_sequences.observe(batch.sequences.len() as f64, 1.0);
                 self.publish();
             } else if let Some(pause) = pause {
+                self.computed_at = None;
                 self.shared.bell.wait(pause);
             }
         }
@@ -161,6 +165,7 @@ impl<B: Backend> Worker<'_, B> {
     /// none is left.
     fn receive(&mut self) -> bool {
         if self.running.is_empty() {
+            self.computed_at = None;
             match self.inbox.blocking_recv() {
                 Some(jobs) => self.take(jobs),
                 None => return false,
@@ -253,8 +258,9 @@ impl<B: Backend> Worker<'_, B> {
             }
         }
         let started = Instant::now();
+        let before = self.computed_at.take();
         match self.decoder.forward(batch, &self.needs) {
-            Ok(()) => {}
+            Ok(()) => self.time_step(before, started),
             Err(lost @ EngineError::DeviceLost(_)) => return Err(lost),
             Err(error) => {
                 tracing::error!(%error, "a step failed, and with it its requests");
@@ -313,6 +319,17 @@ impl<B: Backend> Worker<'_, B> {
             }
         }
         Ok(())
+    }
+
+    /// Notes how long the device worked in a step, and how long it had waited since the one `before`.
+    fn time_step(&mut self, before: Option<Instant>, started: Instant) {
+        let now = Instant::now();
+        self.computed_at = Some(now);
+        let Some(before) = before else { return };
+        let by_host = StepTimes { idle: started - before, busy: now - started };
+        let StepTimes { idle, busy } = self.decoder.step_times().unwrap_or(by_host);
+        self.stats.idle_seconds += idle.as_secs_f64();
+        self.stats.busy_seconds += busy.as_secs_f64();
     }
 
     fn fail(&mut self, id: SequenceId, error: &EngineError) {

@@ -21,6 +21,7 @@ LOCAL = frozenset("LDL STL".split())
 # Take no slot of their own: they mark the control flow, or pad.
 FREE = frozenset("NOP SSY PBK PCNT DEPBAR".split())
 ARITHMETIC = frozenset("FFMA FADD FMUL XMAD".split())
+WORK = frozenset("FFMA FADD FMUL F2F I2F MUFU LDG LDS STG STS SHFL BAR".split())
 
 SECTION = re.compile(r'\s*\.section\s+\.text\.([^\s,"]+)')
 OTHER_SECTION = re.compile(r"\s*\.section\s")
@@ -67,9 +68,20 @@ class Kernel:
         return [[i for i in self.code[a : b + 1] if isinstance(i, Instruction)] for a, b in inner]
 
     def main_loop(self):
-        """The innermost loop with the most arithmetic; without loops the whole code."""
+        """
+        The innermost loop with the most arithmetic; without loops the whole code. Of a loop that is there twice, for whole
+        slices and for what is left of a row, the one for whole slices: constant sizes make it the shorter.
+        """
         loops = self.innermost_loops()
-        return max(loops, key=lambda body: sum(i.name in ARITHMETIC for i in body), default=self.instructions())
+        if not loops:
+            return self.instructions()
+        most = max(loops, key=lambda body: sum(i.name in ARITHMETIC for i in body))
+        return min((body for body in loops if work(body) == work(most)), key=len)
+
+
+def work(body):
+    """What a pass does, without how it finds its data: the same for two copies of a loop."""
+    return collections.Counter(i.name for i in body if i.name in WORK)
 
 
 @dataclass

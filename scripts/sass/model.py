@@ -30,9 +30,16 @@ BYTES = {
 }
 
 
-def llama3_8b():
+# Width, width inside, of keys and values, vocabulary, layers.
+MODELS = {
+    "llama3-8b": (4096, 14336, 1024, 128_256, 32),
+    "llama3-70b-16l": (8192, 28672, 1024, 32_000, 16),
+}
+
+
+def weights(name):
     """Weights that a step reads, in Q4_K_M's two kinds: those that Q6_K holds there, and the rest."""
-    width, inner, kv, vocabulary, layers = 4096, 14336, 1024, 128_256, 32
+    width, inner, kv, vocabulary, layers = MODELS[name]
     attention = 2 * width * width + 2 * width * kv
     total = layers * (attention + 3 * width * inner) + vocabulary * width
     # Q6_K: the output matrix, and attn_v and ffn_down of every second layer.
@@ -40,10 +47,10 @@ def llama3_8b():
     return larger, total - larger
 
 
-def mixes():
-    """Name, and (type, weights) of each part."""
-    larger, rest = llama3_8b()
-    uniform = {name.upper(): [(name, larger + rest)] for name in BYTES}
+def mixes(name):
+    """Type, and (type, weights) of each part."""
+    larger, rest = weights(name)
+    uniform = {kind.upper(): [(kind, larger + rest)] for kind in BYTES}
     return {**uniform, "Q4_K_M": [("q6_k", larger), ("q4_k", rest)]}
 
 
@@ -52,21 +59,32 @@ def seconds(parts, slots):
     return sum(max(n * BYTES[kind] / BANDWIDTH, n * slots[kind] / SLOTS_PER_SECOND) for kind, n in parts)
 
 
-def table(slots, prefill_share):
-    """Markdown. `slots`: {batch: {type: slots a weight}}; `prefill_share`: {type: FFMA in all cycles}."""
+def rates(name, slots, prefill_share):
+    """
+    Tokens a second of a model by (type, batch), where batch 0 is a prompt and None a step that does nothing but read.
+    `slots`: {batch: {type: slots a weight}}; `prefill_share`: {type: FFMA in all cycles}.
+    """
+    found = {}
+    for mix, parts in mixes(name).items():
+        found[mix, None] = 1 / sum(n * BYTES[kind] / BANDWIDTH for kind, n in parts)
+        for batch, of in slots.items():
+            if all(kind in of for kind, _ in parts):
+                found[mix, batch] = batch / seconds(parts, of)
+        if all(kind in prefill_share for kind, _ in parts):
+            found[mix, 0] = 1 / sum(2 * n / (FLOPS * prefill_share[kind]) for kind, n in parts)
+    return found
+
+
+def table(name, slots, prefill_share):
+    """Markdown of `rates`."""
+    found = rates(name, slots, prefill_share)
     batches = sorted(slots)
-    head = ["llama3-8b as", "read at 245 GB/s"] + [f"batch {b}" for b in batches] + ["prompt"]
+    head = [f"{name} as", "read at 245 GB/s"] + [f"batch {b}" for b in batches] + ["prompt"]
     rows = []
-    for name, parts in mixes().items():
-        ceiling = 1 / sum(n * BYTES[kind] / BANDWIDTH for kind, n in parts)
-        cells = [name, f"{ceiling:.1f}"]
-        for batch in batches:
-            known = all(kind in slots[batch] for kind, _ in parts)
-            cells.append(f"{batch / seconds(parts, slots[batch]):.1f}" if known else "")
-        total = sum(n for _, n in parts)
-        known = all(kind in prefill_share for kind, _ in parts)
-        flops = sum(2 * n / (FLOPS * prefill_share[kind]) for kind, n in parts) if known else 0
-        cells.append(f"{1 / flops:.0f}" if known and total else "")
-        rows.append(cells)
+    for mix in mixes(name):
+        cells = [found.get((mix, column)) for column in (None, *batches)]
+        prompt = found.get((mix, 0))
+        written = ["" if cell is None else f"{cell:.1f}" for cell in cells] + ["" if prompt is None else f"{prompt:.0f}"]
+        rows.append([mix, *written])
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -27,6 +27,16 @@ class Listing(unittest.TestCase):
         # The loop around it, from .L_x_521, is not counted.
         self.assertEqual(KERNELS["gemv_f16"].main_loop()[0].name, "LDL")
 
+    def test_of_two_copies_of_a_loop_the_shorter_one_counts(self):
+        def loop(label, *body):
+            return [label, *map(listing.parse_instruction, body), listing.parse_instruction(f"BRA `({label})")]
+
+        rest = loop(".L_x_1", "XMAD R1, R2, R3, R4", "LDG R0, [R1]", "IADD R1, R1, R9", "FFMA R5, R0, R6, R5")
+        whole = loop(".L_x_2", "LDG R0, [R1]", "FFMA R5, R0, R6, R5")
+        other = loop(".L_x_3", "FFMA R5, R0, R6, R5")
+        body = listing.Kernel("twice", code=[*rest, *whole, *other]).main_loop()
+        self.assertEqual([i.name for i in body], ["LDG", "FFMA", "BRA"])
+
     def test_a_pass_costs_its_instructions_and_the_busiest_pipe(self):
         cost = listing.Cost.of(KERNELS["rmsnorm"].main_loop())
         # DEPBAR is free; BFE, SHR, LEA and ISETP have half the rate.
@@ -90,14 +100,14 @@ class Report(unittest.TestCase):
 
 class Model(unittest.TestCase):
     def test_a_step_takes_the_longer_of_reading_and_issuing(self):
-        weights = sum(model.llama3_8b())
+        weights = sum(model.weights("llama3-8b"))
         self.assertAlmostEqual(weights / 1e9, 7.50, places=2)
         read = weights * 2 / 245e9
         self.assertAlmostEqual(model.seconds([("f16", weights)], {"f16": 3}), read)
         self.assertAlmostEqual(model.seconds([("f16", weights)], {"f16": 60}), weights * 60 / 3.42e12, places=3)
 
     def test_the_table_leaves_unknown_cells_empty(self):
-        table = model.table({1: {"f16": 3.0}, 8: {"f16": 12.0, "q4_k": 13.5, "q6_k": 14.0}}, {"f16": 0.8})
+        table = model.table("llama3-8b", {1: {"f16": 3.0}, 8: {"f16": 12.0, "q4_k": 13.5, "q6_k": 14.0}}, {"f16": 0.8})
         rows = {line.split(" | ")[0].strip("| "): line for line in table.splitlines()}
         self.assertEqual(rows["F16"], "| F16 | 16.3 | 16.3 | 130.6 | 365 |")
         self.assertTrue(rows["Q4_K_M"].startswith("| Q4_K_M | 5"))

@@ -1,8 +1,11 @@
 //! `m40llm bench`: prompt and decode speed through the engine, against the memory's copy speed.
 
+mod model;
+mod report;
+
 use std::{
     fmt::Write as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     pin::pin,
     task::{self, Poll, Waker},
     time::{Duration, Instant},
@@ -10,14 +13,16 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use m40llm_engine::{
-    CallerId, Engine, Event, GenerateRequest, Generation, KvType, PrefixCache, SamplingParams, backend,
-    gguf::Gguf,
-    memory::kv_bytes_per_token,
-    model::{Mixture, ModelConfig, NamedShape},
+    CallerId, Engine, Event, GenerateRequest, Generation, PrefixCache, SamplingParams, Stats,
+    backend::{self, DeviceSpeed},
+    model::{Mixture, NamedShape},
     trace::{KernelTrace, SharedTrace},
 };
-use serde::Serialize;
 
+use self::{
+    model::{Model, Traffic},
+    report::{Measured, Report, table},
+};
 use super::{Tracing, load, print};
 use crate::config::{ConfigError, ModelArgs, ModelConfig as ModelSettings};
 
@@ -30,7 +35,9 @@ const COPY_REPETITIONS: usize = 5;
 /// For every batch size: how fast so many prompts are read at once, and how fast so many sequences are
 /// written at once, their prompts' time left out. Speeds are medians of the repetitions, after a warm-up.
 /// GB/s counts the weights read once a step and the keys and values read; "of copy" compares it with
-/// the speed of copying memory, measured in the same run (bytes read and bytes written).
+/// the speed of copying memory, measured in the same run (bytes read and bytes written). "host" is the part of
+/// the decoding time in which the device waited for the host between steps, by the device's own clock; without a
+/// device, the part outside the model's forward pass. On a device the run also measures large products alone.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -75,32 +82,12 @@ pub(crate) struct Args {
     settings: ModelArgs,
 }
 
-/// What `--json` prints; the fields are the contract's.
-#[derive(Debug, Serialize)]
-struct Report {
-    device: String,
-    model: String,
-    quant: String,
-    copy_gb_per_s: f64,
-    results: Vec<Measured>,
-}
-
-#[derive(Debug, Serialize)]
-struct Measured {
-    test: &'static str,
-    n_tokens: usize,
-    batch: usize,
-    depth: usize,
-    tokens_per_s: f64,
-    gb_per_s: f64,
-    share_of_copy: f64,
-}
-
 /// One repetition's outcome.
 #[derive(Debug, Clone, Copy)]
 struct Sample {
     tokens_per_s: f64,
     gb_per_s: f64,
+    host_share: Option<f64>,
 }
 
 /// Measures and prints.
@@ -124,10 +111,10 @@ pub(crate) fn execute(mut args: Args) -> anyhow::Result<()> {
     config.engine.max_queue = config.engine.max_queue.max(widest);
     let _tracing = Tracing::start(&mut config);
     // Before the model takes the memory that the copy wants.
-    let copy_gb_per_s = match backend::copy_speed(&config.engine.backend)? {
-        Some(speed) => speed,
-        None => copy_speed(config.engine.threads.unwrap_or_else(cores)),
-    };
+    let speed = backend::device_speed(&config.engine.backend)?.unwrap_or_else(|| DeviceSpeed {
+        copy_gb_per_s: copy_speed(config.engine.threads.unwrap_or_else(cores)),
+        products: Vec::new(),
+    });
     let model = Model::of(&args)?;
     let engine = model.load(&config)?;
     let info = engine.info();
@@ -139,7 +126,7 @@ pub(crate) fn execute(mut args: Args) -> anyhow::Result<()> {
     }
     let bench = Bench {
         traffic: model.traffic(config.engine.kv_type)?,
-        copy_gb_per_s,
+        copy_gb_per_s: speed.copy_gb_per_s,
         repetitions: args.repetitions,
         depth: args.depth,
         engine: &engine,
@@ -150,6 +137,7 @@ pub(crate) fn execute(mut args: Args) -> anyhow::Result<()> {
         quant: info.quantization.clone(),
         copy_gb_per_s: bench.copy_gb_per_s,
         results: bench.all(&args)?,
+        products_tflops: (!speed.products.is_empty()).then(|| speed.products.into_iter().collect()),
     };
     let text = if args.json { serde_json::to_string(&report)? + "\n" } else { table(&report, &engine) };
     print(&text)?;
@@ -162,43 +150,6 @@ pub(crate) fn execute(mut args: Args) -> anyhow::Result<()> {
 
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, Into::into)
-}
-
-/// What is measured.
-enum Model<'a> {
-    File(&'a Path),
-    Shape(&'static NamedShape, Mixture),
-}
-
-impl<'a> Model<'a> {
-    fn of(args: &'a Args) -> anyhow::Result<Self> {
-        match (&args.model, args.shape, args.quant) {
-            (Some(path), None, None) => Ok(Self::File(path)),
-            (None, Some(shape), Some(mixture)) => Ok(Self::Shape(shape, mixture)),
-            _ => Err(ConfigError("either MODEL.gguf, or --shape and --quant".into()).into()),
-        }
-    }
-
-    fn load(&self, config: &ModelSettings) -> anyhow::Result<Engine> {
-        match *self {
-            Self::File(path) => load(path, config),
-            Self::Shape(shape, mixture) => Ok(Engine::random(shape, mixture, &config.engine)?),
-        }
-    }
-
-    fn name(&self) -> String {
-        match self {
-            Self::File(path) => path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
-            Self::Shape(shape, _) => shape.name.to_owned(),
-        }
-    }
-
-    fn traffic(&self, kv_type: KvType) -> anyhow::Result<Traffic> {
-        match *self {
-            Self::File(path) => Traffic::read(path, kv_type),
-            Self::Shape(shape, mixture) => Ok(Traffic::of_shape(shape, mixture, kv_type)),
-        }
-    }
 }
 
 /// Each test once more with every kernel timed: a table a test.
@@ -263,32 +214,6 @@ impl Args {
     }
 }
 
-/// Bytes that a step moves.
-struct Traffic {
-    /// Weights read once a step: all of them, but of an embedding that is not the output matrix too.
-    weights: u64,
-    /// Keys and values of one token.
-    kv_per_token: u64,
-}
-
-impl Traffic {
-    fn read(path: &Path, kv_type: KvType) -> anyhow::Result<Self> {
-        let file = Gguf::open(path)?;
-        let untied = file.tensor("output.weight").is_some();
-        let read = file.tensors().iter().filter(|t| !(untied && t.name == "token_embd.weight"));
-        let bytes = read.map(|t| t.dims[1..].iter().product::<usize>() * t.dtype.row_bytes(t.dims[0]));
-        let kv_per_token = kv_bytes_per_token(&ModelConfig::from_gguf(&file)?, kv_type) as u64;
-        Ok(Self { weights: bytes.sum::<usize>() as u64, kv_per_token })
-    }
-
-    fn of_shape(shape: &NamedShape, mixture: Mixture, kv_type: KvType) -> Self {
-        let matrices = shape.matrices(mixture);
-        let read = matrices.iter().skip(usize::from(!shape.is_tied()));
-        let bytes = read.map(|&(dtype, rows, cols)| (rows * dtype.row_bytes(cols)) as u64);
-        Self { weights: bytes.sum(), kv_per_token: kv_bytes_per_token(&shape.config(), kv_type) as u64 }
-    }
-}
-
 struct Bench<'a> {
     engine: &'a Engine,
     traffic: Traffic,
@@ -326,9 +251,18 @@ impl Bench<'_> {
         mut samples: Vec<Sample>,
     ) -> Measured {
         samples.sort_by(|a, b| a.tokens_per_s.total_cmp(&b.tokens_per_s));
-        let Sample { tokens_per_s, gb_per_s } = samples[samples.len() / 2];
+        let Sample { tokens_per_s, gb_per_s, host_share } = samples[samples.len() / 2];
         let share_of_copy = gb_per_s / self.copy_gb_per_s;
-        Measured { test, n_tokens, batch, depth: self.depth, tokens_per_s, gb_per_s, share_of_copy }
+        Measured {
+            test,
+            n_tokens,
+            batch,
+            depth: self.depth,
+            tokens_per_s,
+            gb_per_s,
+            share_of_copy,
+            host_share,
+        }
     }
 
     /// `batch` prompts of `len` tokens read at once: how long, and in how many steps.
@@ -366,7 +300,8 @@ impl Bench<'_> {
         }
         let seconds = time.as_secs_f64();
         let bytes = steps as f64 * self.traffic.weights as f64 * len as f64 / whole as f64;
-        Ok(Sample { tokens_per_s: (batch * len) as f64 / seconds, gb_per_s: bytes / seconds / 1e9 })
+        let tokens_per_s = (batch * len) as f64 / seconds;
+        Ok(Sample { tokens_per_s, gb_per_s: bytes / seconds / 1e9, host_share: None })
     }
 
     /// From the moment every sequence has its first token, until the last one has `n` more.
@@ -382,11 +317,14 @@ impl Bench<'_> {
             first = next_tokens(last, self.engine)?.ok_or_else(ended)?;
         }
         let start = Instant::now();
-        let mut written = 0;
+        let (mut written, mut before) = (0, None);
         while written < n {
             written += next_tokens(last, self.engine)?.ok_or_else(ended)?;
+            // The worker publishes its numbers after a step's events: by now those of the prompts' last step are in them.
+            before = before.or_else(|| Some(self.engine.stats()));
         }
         let seconds = start.elapsed().as_secs_f64();
+        let host_share = before.and_then(|before| host_share(&before, &self.engine.stats()));
         // Each step gave each sequence one token, provided that all of them are still running.
         if running.iter_mut().any(has_ended) {
             return Err(ended());
@@ -397,7 +335,8 @@ impl Bench<'_> {
         let per_step =
             self.traffic.weights as f64 + batch as f64 * context * self.traffic.kv_per_token as f64;
         let steps_per_s = written as f64 / seconds;
-        Ok(Sample { tokens_per_s: steps_per_s * batch as f64, gb_per_s: steps_per_s * per_step / 1e9 })
+        let tokens_per_s = steps_per_s * batch as f64;
+        Ok(Sample { tokens_per_s, gb_per_s: steps_per_s * per_step / 1e9, host_share })
     }
 
     fn submit(&self, index: usize, len: usize, max_tokens: usize) -> anyhow::Result<Generation> {
@@ -412,6 +351,13 @@ impl Bench<'_> {
         };
         Ok(self.engine.submit(request)?)
     }
+}
+
+/// The part of the steps' time in which the device waited; none where no step lies between the two.
+fn host_share(before: &Stats, after: &Stats) -> Option<f64> {
+    let idle = after.idle_seconds - before.idle_seconds;
+    let all = idle + after.busy_seconds - before.busy_seconds;
+    (all > 0.0).then(|| idle / all)
 }
 
 /// Tokens that the next event brings; `None` at the end.
@@ -468,35 +414,4 @@ fn copy_speed(threads: usize) -> f64 {
         std::hint::black_box(&mut target);
     }
     2.0 * COPY_BYTES as f64 / best / 1e9
-}
-
-/// A table in Markdown, as llama-bench prints one: `pp` reads a prompt, `tg` writes text.
-fn table(report: &Report, engine: &Engine) -> String {
-    let info = engine.info();
-    let size = info.size_bytes as f64 / f64::from(1 << 20);
-    let parameters = info.parameters as f64 / 1e6;
-    let loaded = info.load_speed().map_or_else(String::new, |speed| format!("loaded {speed}\n"));
-    let mut out = format!(
-        "{}\ncopy {:.1} GB/s\n{loaded}\n\
-         | model | quant | size MiB | params M | test | batch | t/s | GB/s | of copy |\n\
-         | --- | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |\n",
-        report.device, report.copy_gb_per_s
-    );
-    for m in &report.results {
-        let kind = if m.test == "prompt" { "pp" } else { "tg" };
-        let depth = if m.depth > 0 { format!(" @ d{}", m.depth) } else { String::new() };
-        // Writing to a String cannot fail.
-        let _ = writeln!(
-            out,
-            "| {} | {} | {size:.1} | {parameters:.1} | {kind}{}{depth} | {} | {:.2} | {:.2} | {:.0} % |",
-            report.model,
-            report.quant,
-            m.n_tokens,
-            m.batch,
-            m.tokens_per_s,
-            m.gb_per_s,
-            m.share_of_copy * 100.0
-        );
-    }
-    out
 }

@@ -350,8 +350,13 @@ fn bench_prints_the_contracts_json() {
     let expected = [("prompt", 1), ("prompt", 2), ("decode", 1), ("decode", 2)];
     assert_eq!(tests, expected.map(|(test, batch)| (Some(test), Some(batch))));
     for result in results {
-        let expected = ["test", "n_tokens", "batch", "depth", "tokens_per_s", "gb_per_s", "share_of_copy"];
+        let decode = result["test"] == "decode";
+        let mut expected =
+            vec!["test", "n_tokens", "batch", "depth", "tokens_per_s", "gb_per_s", "share_of_copy"];
+        expected.extend(decode.then_some("host_share"));
         assert_eq!(keys(result), expected);
+        let host = result["host_share"].as_f64();
+        assert!(host.is_some_and(|v| v > 0.0 && v < 0.5) == decode, "{result}");
         assert_eq!(result["depth"], 8);
         assert!(result["tokens_per_s"].as_f64().is_some_and(|v| v > 0.0 && v.is_finite()), "{result}");
         assert!(result["share_of_copy"].as_f64().is_some_and(|v| v > 0.0 && v.is_finite()), "{result}");

@@ -8,6 +8,8 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 
+use std::time::Duration;
+
 use crate::{
     config::{BackendChoice, KvType},
     device::Devices,
@@ -25,12 +27,20 @@ pub fn devices() -> Devices {
     found
 }
 
-/// The copy speed in GB/s, bytes read and bytes written, of the device that `choice` stands for; `None` where
-/// that is the CPU.
-pub fn copy_speed(choice: &BackendChoice) -> Result<Option<f64>, EngineError> {
+/// What a device does with nothing else to do, which a model's speed is held against.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct DeviceSpeed {
+    /// GB/s of copying memory, bytes read and bytes written.
+    pub copy_gb_per_s: f64,
+    /// TFLOP/s of large products in FP32, by what multiplies: our own kernel, and cuBLAS where it can be loaded.
+    pub products: Vec<(&'static str, f64)>,
+}
+
+/// Measures the device that `choice` stands for; `None` where that is the CPU.
+pub fn device_speed(choice: &BackendChoice) -> Result<Option<DeviceSpeed>, EngineError> {
     #[cfg(feature = "cuda")]
     if let Some(device) = cuda::device::chosen(choice)? {
-        return cuda::copy_speed(&device).map(Some);
+        return cuda::measure(&device).map(Some);
     }
     let _ = choice;
     Ok(None)
@@ -169,6 +179,15 @@ pub struct Counters {
     pub launches: u64,
     /// Times the host waited for the device.
     pub syncs: u64,
+}
+
+/// A step's time, from the end of the work of the step before to the end of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepTimes {
+    /// Until its own work began: the device waited for the host.
+    pub idle: Duration,
+    /// From there to the end.
+    pub busy: Duration,
 }
 
 /// What is going to be asked of a backend's memory, beside keys and values.
@@ -325,6 +344,11 @@ pub trait Backend: Send + 'static {
 
     /// Number `index` of the step's hidden states, `[dim]`; valid from `rows` until the next `begin`.
     fn hidden(&self, index: usize) -> &[f32];
+
+    /// When the last step's work was done, by the device's own clock; none where it has no clock, or there was no step before.
+    fn step_times(&self) -> Option<StepTimes> {
+        None
+    }
 
     /// What the device has done so far; all zero on a host.
     fn counters(&self) -> Counters {

@@ -47,6 +47,11 @@ pub struct Stats {
     pub step_seconds: Distribution,
     /// Sequences in a step, in powers of two.
     pub step_sequences: Distribution,
+    /// Of steps that came right after another one, seconds that the device waited before its work began: by its own
+    /// events, on a CPU the time between forward passes.
+    pub idle_seconds: f64,
+    /// Of the same steps, seconds of the device's work.
+    pub busy_seconds: f64,
     /// Kernels launched on the device since it was opened; 0 on a CPU.
     pub kernel_launches: u64,
     /// Times the host has waited for the device; 0 on a CPU.

@@ -2,7 +2,7 @@
 
 use super::Weights;
 use crate::{
-    backend::{Backend, Counters, Need, Row},
+    backend::{Backend, Counters, Need, Row, StepTimes},
     error::EngineError,
     sched::Batch,
 };
@@ -61,6 +61,11 @@ impl<B: Backend> Decoder<B> {
     /// The device that it runs on.
     pub fn backend(&self) -> &B {
         &self.backend
+    }
+
+    /// When the last step's work was done, where the device knows.
+    pub fn step_times(&self) -> Option<StepTimes> {
+        self.backend.step_times()
     }
 
     /// What the device has done so far.

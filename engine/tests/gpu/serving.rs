@@ -1,6 +1,6 @@
 //! The demo model through the engine: the reference's texts, alone and in company, and nothing that leaks.
 
-use std::{collections::HashSet, path::PathBuf};
+use std::{collections::HashSet, path::PathBuf, time::Instant};
 
 use m40llm_engine::{
     BackendChoice, Engine, EngineConfig, Event, GenerateRequest, Generation, KvType, PrefixCache,
@@ -101,6 +101,33 @@ fn greedy_texts_are_the_references_alone_and_together() {
         for (i, generation) in together.into_iter().enumerate() {
             assert_eq!(text(generation), expected[i % QUESTIONS.len()], "stream {i} of {streams}");
         }
+    }
+}
+
+/// A step's two parts are the whole of it, with a graph and without, and the device works for most of it.
+#[test]
+fn the_devices_clock_tells_waiting_from_work() {
+    for cuda_graphs in [true, false] {
+        let config = EngineConfig { cuda_graphs, ..config(CUDA, 16) };
+        let engine = Engine::load(&demo_model(), &config, |_| {}).unwrap();
+        let mut generations: Vec<Generation> =
+            QUESTIONS.iter().map(|q| submit(&engine, q, 300, SamplingParams::greedy())).collect();
+        let mut token = |count: usize| {
+            for _ in 0..count {
+                generations[7].blocking_next().expect("an event");
+            }
+        };
+        // Past the prompts, and past the steps that make a graph.
+        token(20);
+        let (before, start) = (engine.stats(), Instant::now());
+        token(100);
+        let (after, wall) = (engine.stats(), start.elapsed().as_secs_f64());
+        let (idle, busy) =
+            (after.idle_seconds - before.idle_seconds, after.busy_seconds - before.busy_seconds);
+        println!("graphs {cuda_graphs}: waited {idle:.4} s, worked {busy:.4} s, of {wall:.4} s");
+        // The window's ends may be off by a step or two.
+        assert!((idle + busy - wall).abs() < wall * 0.05, "{idle} + {busy} of {wall}");
+        assert!(idle > 0.0 && idle < busy, "{idle} beside {busy}");
     }
 }
 

@@ -103,6 +103,26 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// Rests, of an engine without work and of one whose work is paused, are part of no step.
+#[test]
+fn steps_are_timed_without_the_rests_between_them() {
+    let engine = engine(4, 32);
+    let start = Instant::now();
+    ids(engine.submit(request(1, 40, None)).unwrap());
+    let purse = Arc::new(Purse::default());
+    purse.add(5);
+    thread::sleep(Duration::from_millis(300));
+    let generation = engine.submit(request(1, 40, Some(purse.clone()))).unwrap();
+    wait_until("paused", || purse.spent() == 5 && engine.stats().paused == 1);
+    thread::sleep(Duration::from_millis(300));
+    purse.add(35);
+    ids(generation);
+    wait_until("at rest", || !engine.is_busy() && engine.stats().kv_blocks_used == 0);
+    let (stats, wall) = (engine.stats(), start.elapsed().as_secs_f64());
+    assert!(stats.idle_seconds > 0.0 && stats.busy_seconds > stats.idle_seconds, "{stats:?}");
+    assert!(stats.idle_seconds + stats.busy_seconds < wall - 0.6, "{stats:?} in {wall} s");
+}
+
 #[test]
 fn an_empty_purse_pauses_generation_and_changes_no_token() {
     let engine = engine(4, 32);

@@ -24,7 +24,10 @@ use super::{
     weights::{Loader, Matrix, PAD, Vector, on_card, random, tile_bytes},
 };
 use crate::{
-    backend::{AttentionWeights, Backend, Capacity, Counters, Demand, FeedForwardWeights, Need, Row, Shape},
+    backend::{
+        AttentionWeights, Backend, Capacity, Counters, Demand, FeedForwardWeights, Need, Row, Shape,
+        StepTimes,
+    },
     device,
     error::EngineError,
     gguf::{DType, Tensor},
@@ -222,7 +225,8 @@ impl Backend for CudaBackend {
         run.fused = tokens <= FUSED_BATCH && run.state.metadata.tiles == 0 && one_row_each;
         run.small = run.fused && tokens <= SMALL_BATCH;
         (run.next_norm, run.divided) = (0, false);
-        run.graphs.begin(gpu, tokens, graphs && run.fused)
+        run.graphs.begin(gpu, tokens, graphs && run.fused)?;
+        if run.graphs.replays() { Ok(()) } else { run.rows.begin(gpu, run.graphs.captures()) }
     }
 
     fn embed(&mut self, table: &Matrix) -> Result<(), EngineError> {
@@ -374,6 +378,10 @@ impl Backend for CudaBackend {
         let Some(run) = &self.run else { return &[] };
         let (dim, token) = (run.state.shape.dim, run.hidden_rows[index] as usize);
         &run.hidden.slice::<f32>()[token * dim..(token + 1) * dim]
+    }
+
+    fn step_times(&self) -> Option<StepTimes> {
+        self.run.as_ref().and_then(|run| run.rows.step_times())
     }
 
     fn counters(&self) -> Counters {

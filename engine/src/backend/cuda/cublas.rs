@@ -96,11 +96,11 @@ impl Cublas {
         }
     }
 
-    /// `out[t][r] = Σ_c weights[r][c] · x[t][c]`, or added to it; `pitch` is the distance of two tokens in `out`.
+    /// `out[t][r] = Σ_c weights[r][c] · x[t][c]`, all in FP32, or added to it; `pitch` is the distance of two tokens in `out`.
     ///
     /// # Safety
     /// The addresses are on the handle's device, as large as this says, until the stream has come past the call.
-    unsafe fn multiply(
+    pub(super) unsafe fn multiply(
         &self,
         gpu: &mut Gpu,
         size: Size,
@@ -186,11 +186,11 @@ fn checked(status: Status, call: &str) -> Result<(), EngineError> {
 
 /// A product's dimensions.
 #[derive(Debug, Clone, Copy)]
-struct Size {
-    rows: usize,
-    columns: usize,
-    tokens: usize,
-    pitch: usize,
+pub(super) struct Size {
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) tokens: usize,
+    pub(super) pitch: usize,
 }
 
 /// Rows that are expanded at a time.

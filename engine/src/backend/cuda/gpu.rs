@@ -5,7 +5,7 @@ use std::{ffi::c_void, fmt, ptr, sync::Arc};
 
 use cudarc::driver::{
     CudaContext, CudaEvent, CudaFunction, CudaStream, result,
-    sys::{CUdeviceptr, CUevent_flags, CUstream},
+    sys::{self, CUdeviceptr, CUevent_flags, CUevent_record_flags, CUstream},
 };
 
 use super::{Device, Kernels, error::Call as _, trace::Trace};
@@ -168,6 +168,15 @@ impl Gpu {
     /// Has the event happen when the stream has come past all that is queued.
     pub(super) fn record(&self, event: &CudaEvent) -> Result<(), EngineError> {
         event.record(&self.stream).call("cuEventRecord")
+    }
+
+    /// As [`Gpu::record`], while the stream is captured: each run of the graph has the event happen.
+    pub(super) fn record_in_graph(&self, event: &CudaEvent) -> Result<(), EngineError> {
+        let external = CUevent_record_flags::CU_EVENT_RECORD_EXTERNAL as u32;
+        // SAFETY: the event and the stream live, and are of one context.
+        unsafe { sys::cuEventRecordWithFlags(event.cu_event(), self.stream.cu_stream(), external) }
+            .result()
+            .call("cuEventRecordWithFlags")
     }
 
     /// Waits for an event behind all launches so far.

@@ -65,6 +65,11 @@ impl Graphs {
         self.mode == StepMode::Replay
     }
 
+    /// True while launches go into a graph.
+    pub(super) fn captures(&self) -> bool {
+        matches!(self.mode, StepMode::Capture { .. })
+    }
+
     /// Ends a capture, and runs the step's graph if it has one.
     pub(super) fn finish(&mut self, gpu: &mut Gpu) -> Result<(), EngineError> {
         let mode = mem::take(&mut self.mode);

@@ -13,12 +13,15 @@
 //! | `cublas` | products of many tokens by the library, on request |
 //! | `metadata`, `state` | the step's batch on the device; activations and the KV cache |
 //! | `graphs` | fused steps captured once and run again |
+//! | `clock` | when a step began and ended on the device |
 //! | `rows` | logits, or the best of them, on their way to the host |
+//! | `speed` | copies and products alone, as a measure |
 //! | `backend` | the decoder's operations as launches |
 //! | `trace` | kernels timed one by one |
 
 mod arguments;
 mod backend;
+mod clock;
 mod cublas;
 pub mod device;
 pub mod error;
@@ -39,5 +42,5 @@ mod weights;
 pub use backend::{CudaBackend, CudaOptions};
 pub use device::Device;
 pub use module::Kernels;
-pub use speed::copy_speed;
+pub use speed::measure;
 pub use weights::{Matrix, Vector};

@@ -99,6 +99,11 @@ impl Family {
     }
 }
 
+/// The kernel for many tokens and its launch.
+pub(super) fn tiled(gpu: &Gpu, dtype: DType) -> Result<(Kernel, Dims), EngineError> {
+    Ok((gpu.kernel(&Family::Tiled.kernel(dtype))?, Family::Tiled.dims(gpu.sms(), &[], 0, Mode::Store)))
+}
+
 /// The launch of `gemv.cu`. Warps of a block lie along the slices of the columns (y) and along row tiles (z); units are the
 /// row tiles of all matrices, or of one where a gate and its up go together. More blocks than run at once would cost the
 /// last ones a turn of their own.

@@ -8,12 +8,13 @@ use cudarc::driver::CudaEvent;
 
 use super::{
     arguments::Logits,
+    clock::Clock,
     gpu::{Dims, Gpu, Pinned, arguments},
     kernels::Kernels,
     state::State,
 };
 use crate::{
-    backend::{Capacity, MOST_BEST, Need, Row, Shape},
+    backend::{Capacity, MOST_BEST, Need, Row, Shape, StepTimes},
     error::EngineError,
 };
 
@@ -28,8 +29,8 @@ pub(super) struct Rows {
     /// The rows' best tokens, best first.
     best: Vec<(u32, f32)>,
     places: Vec<Place>,
-    /// Behind the step's work and the best tokens.
-    computed: CudaEvent,
+    /// Ends behind the step's work and the best tokens.
+    clock: Clock,
     /// Behind the copy of each whole row.
     copied: Vec<CudaEvent>,
     /// Rows that have come: so many of the first.
@@ -56,10 +57,20 @@ impl Rows {
             best_logits: pinned(MOST_BEST, "the best tokens")?,
             best: Vec::with_capacity(rows * MOST_BEST),
             places: Vec::with_capacity(rows),
-            computed: gpu.event()?,
+            clock: Clock::new(gpu)?,
             copied: (0..rows).map(|_| gpu.event()).collect::<Result<_, _>>()?,
             arrived: 0,
         })
+    }
+
+    /// Before the first launch of a step that no graph from before does.
+    pub(super) fn begin(&self, gpu: &Gpu, capturing: bool) -> Result<(), EngineError> {
+        self.clock.begin(gpu, capturing)
+    }
+
+    /// When the last step's work was done.
+    pub(super) fn step_times(&self) -> Option<StepTimes> {
+        self.clock.times()
     }
 
     /// Queues the copies of what `needs` asks for, and waits for the step's work and the best tokens.
@@ -80,14 +91,14 @@ impl Rows {
         if widest > 0 {
             self.find_best(gpu, s, kernels, rows, widest)?;
         }
-        gpu.record(&self.computed)?;
+        self.clock.end(gpu)?;
         let row_bytes = self.vocab * 4;
         for row in (0..rows).filter(|&row| needs[row] == Need::All) {
             // SAFETY: read in `row`, after `wait_for`.
             unsafe { gpu.download(&s.logits, &mut self.logits, row * row_bytes, row_bytes) }?;
             gpu.record(&self.copied[row])?;
         }
-        gpu.wait(&self.computed)?;
+        self.clock.wait(gpu)?;
         self.take_best(needs, widest);
         self.arrived = needs.iter().position(|need| *need == Need::All).unwrap_or(rows);
         Ok(())
