@@ -103,7 +103,7 @@ fn a_preempted_sequence_goes_on_in_its_grammar() {
         kv_memory: Some(12 * block),
         ..EngineConfig::default()
     };
-    // Four sequences of up to 8 blocks over 4 · 3 blocks: they cannot all stay.
+    // Four sequences of 5 blocks over 12 blocks: they cannot all stay.
     let tight = Engine::load(&demo_model(), &config, |_| {}).unwrap();
     let item = json!({
         "type": "object",
@@ -115,7 +115,7 @@ fn a_preempted_sequence_goes_on_in_its_grammar() {
     let constraint = tight.constrain(&Grammar::JsonSchema(schema)).unwrap();
     let work = |seed: u64| GenerateRequest {
         prompt: tight.tokenizer().encode(&format!("People of team {seed}:\n"), true, true),
-        max_tokens: Some(180),
+        max_tokens: Some(130),
         constraint: Some(constraint.clone()),
         sampling: hot(seed),
         ..GenerateRequest::default()
