@@ -30,7 +30,7 @@ use crate::{
     meter::Meter,
     model::{Decoder, Mixture, ModelConfig, NamedShape, Weights},
     request::{Event, GenerateRequest},
-    sampling::{Constraint, ConstraintError, Constraints, Grammar, Walk},
+    sampling::{Constraint, ConstraintError, Constraints, Grammar},
     sched::{Limits, Resources, blocks_for},
     source::{self, Inbox},
     spans::{Timings, Trace},
@@ -365,10 +365,8 @@ impl Engine {
             let meter = Arc::new(Meter::default());
             let trace = Trace::begin();
             let timings = trace.timings();
-            let walk = request.constraint.clone().map(Walk::new);
             jobs.push(Job {
                 request,
-                walk,
                 ctx_size: inner.info.ctx_size,
                 events: sender,
                 meter: Arc::clone(&meter),

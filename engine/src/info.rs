@@ -6,8 +6,7 @@ use crate::{
     backend::Backend,
     gguf::{DType, Gguf},
     memory::Plan,
-    model::{Mixture, ModelConfig, NamedShape},
-    request::Pooling,
+    model::{Mixture, ModelConfig, NamedShape, Pooling},
     sched::BLOCK_TOKENS,
 };
 

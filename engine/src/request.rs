@@ -4,6 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use crate::{
     error::EngineError,
+    model::Pooling,
     sampling::{Constraint, SamplingParams},
     sched::CallerId,
 };
@@ -53,16 +54,6 @@ pub trait Allowance: fmt::Debug + Send + Sync {
 
     /// Gives back a token that was drawn and will not be generated, as its request was cancelled or failed.
     fn give_back(&self);
-}
-
-/// How one vector is made of the hidden states of a text's tokens.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Pooling {
-    /// Their mean.
-    #[default]
-    Mean,
-    /// That of the last token, which has seen all others.
-    Last,
 }
 
 /// A token's log-probability and that of its best alternatives.

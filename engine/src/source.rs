@@ -19,7 +19,8 @@ use crate::{
     handle::{Place, Stats, lock},
     info::ModelInfo,
     meter::Meter,
-    request::{Event, GenerateRequest, Pooling},
+    model::Pooling,
+    request::{Event, GenerateRequest},
     text::byte_vocabulary,
     worker::{Job, Shared},
 };

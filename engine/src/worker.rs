@@ -22,9 +22,9 @@ use crate::{
     error::{EngineError, public_panic_words},
     handle::{Place, Stats, lock},
     meter::Meter,
-    model::Decoder,
-    request::{Event, GenerateRequest, Pooling},
-    sampling::{Masks, Walk},
+    model::{Decoder, Pooling},
+    request::{Event, GenerateRequest},
+    sampling::Masks,
     sched::{Arrival, Batch, Forecast, Planned, Resources, Scheduler, SequenceId},
     spans::Trace,
     text::Tokenizer,
@@ -34,7 +34,6 @@ use crate::{
 pub(crate) struct Job {
     pub(crate) request: GenerateRequest,
     pub(crate) ctx_size: usize,
-    pub(crate) walk: Option<Walk>,
     pub(crate) events: UnboundedSender<Event>,
     pub(crate) meter: Arc<Meter>,
     pub(crate) place: Place,
@@ -251,6 +250,9 @@ impl<B: Backend> Worker<'_, B> {
         for plan in planned {
             if let Some(request) = self.running.get_mut(&plan.id) {
                 request.trace.scheduled(request.prompt.len());
+                if plan.samples {
+                    request.prepare(&mut self.masks);
+                }
                 // Choices that share their prompt share its rows.
                 for need in &mut self.needs[plan.first_row..plan.first_row + plan.rows] {
                     *need = need.and(request.need());
@@ -303,7 +305,7 @@ impl<B: Backend> Worker<'_, B> {
                     vector.add(hidden);
                     if plan.samples { request.embedded() } else { Progress::Prompt }
                 }
-                None => request.advance(self.tokenizer, plan, row, &mut self.masks),
+                None => request.advance(self.tokenizer, plan, row),
             };
             match progress {
                 Progress::Prompt => {}

@@ -6,11 +6,20 @@ use crate::{
     backend::{Rope, RopeStyle, Shape},
     error::EngineError,
     gguf::{Gguf, Metadata, Value, dequantize},
-    request::Pooling,
 };
 
 /// Architectures the decoder is written for.
 const SUPPORTED: [&str; 3] = ["llama", "qwen2", "qwen3"];
+
+/// How one vector is made of the hidden states of a text's tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Pooling {
+    /// Their mean.
+    #[default]
+    Mean,
+    /// That of the last token, which has seen all others.
+    Last,
+}
 
 /// What metadata says of a model, checked.
 #[derive(Debug, Clone)]

@@ -5,7 +5,7 @@ mod decoder;
 mod shapes;
 mod weights;
 
-pub use config::ModelConfig;
+pub use config::{ModelConfig, Pooling};
 pub use decoder::Decoder;
 pub use shapes::{Mixture, NamedShape};
 pub use weights::Weights;

@@ -5,8 +5,7 @@ use crate::{
     gguf::DType,
 };
 
-use super::ModelConfig;
-use crate::request::Pooling;
+use super::{ModelConfig, Pooling};
 
 /// The dimensions of a known model.
 #[derive(Debug, Clone, Copy)]

@@ -9,8 +9,7 @@ mod schema;
 mod vocabulary;
 
 use std::{
-    fmt,
-    panic::{AssertUnwindSafe, catch_unwind},
+    fmt, mem,
     sync::{Arc, Mutex, OnceLock, mpsc::Receiver},
     thread,
 };
@@ -62,20 +61,19 @@ pub enum ConstraintError {
     Grammar(String),
 }
 
-/// A grammar compiled for one vocabulary. Each choice of a request walks its own copy.
+/// A grammar compiled for one vocabulary, before the first token. Each choice of a request walks its own copy.
 #[derive(Clone)]
-pub struct Constraint(Arc<Compiled>);
-
-struct Compiled {
-    /// As it was before the first token.
-    matcher: Mutex<Matcher>,
-    first: Mask,
-}
+pub struct Constraint(Arc<Mutex<Matcher>>);
 
 impl Constraint {
+    /// A copy that shares nothing with it which could be used up: its texts are told apart at its own cost.
+    fn matcher(&self) -> Matcher {
+        lock(&self.0).deep_clone()
+    }
+
     /// How many of `tokens` may begin an output, and whether it may end after them: to try a grammar out.
     pub fn allows(&self, tokens: &[u32]) -> (usize, bool) {
-        let mut matcher = lock(&self.0.matcher).deep_clone();
+        let mut matcher = self.matcher();
         let fits = matcher.try_consume_tokens(tokens).unwrap_or(0);
         (fits, fits == tokens.len() && matcher.is_accepting().unwrap_or(false))
     }
@@ -103,7 +101,7 @@ impl Constraints {
         tokenizer: &Tokenizer,
         grammar: &Grammar,
     ) -> Result<Constraint, ConstraintError> {
-        let made = || guarded(|| Vocabulary::new(tokenizer));
+        let made = || on_a_deep_stack(|| Vocabulary::new(tokenizer));
         let vocabulary = self.0.get_or_init(made).as_ref().map_err(|why| {
             ConstraintError::Grammar(format!("this model's vocabulary cannot be constrained: {why}"))
         })?;
@@ -122,11 +120,12 @@ impl Constraints {
         };
         let compiled = on_a_deep_stack(|| {
             let mut matcher = Matcher::new(Ok(vocabulary.compile(top)?));
-            let first = matcher.compute_mask().map_err(|_| reason(&matcher).to_owned())?;
-            Ok(Compiled { matcher: Mutex::new(matcher), first: Mask(first) })
+            // The matcher keeps it, so that no copy computes it again.
+            matcher.compute_mask().map_err(|_| reason(&matcher).to_owned())?;
+            Ok(matcher)
         });
         match (compiled, json) {
-            (Ok(compiled), _) => Ok(Constraint(Arc::new(compiled))),
+            (Ok(matcher), _) => Ok(Constraint(Arc::new(Mutex::new(matcher)))),
             (Err(words), Some(schema)) => Err(schema::explained(&schema, &words)),
             (Err(words), None) => Err(ConstraintError::Grammar(words)),
         }
@@ -148,7 +147,7 @@ fn bounded(text: &str) -> Result<&str, ConstraintError> {
 fn on_a_deep_stack<T: Send>(work: impl FnOnce() -> Result<T, String> + Send) -> Result<T, String> {
     thread::scope(|scope| {
         let compiler = thread::Builder::new().name("m40llm-grammar".into()).stack_size(STACK);
-        match compiler.spawn_scoped(scope, || guarded(work).map_err(|words| in_a_line(&words))) {
+        match compiler.spawn_scoped(scope, || work().map_err(|words| in_a_line(&words))) {
             Ok(running) => running.join().unwrap_or_else(|_| Err("it cannot be compiled".into())),
             Err(error) => Err(format!("no thread to compile it on: {error}")),
         }
@@ -165,11 +164,6 @@ fn one_of(texts: &[String]) -> Result<String, ConstraintError> {
     let grammar = format!("start: {}", quoted.join(" | "));
     bounded(&grammar)?;
     Ok(grammar)
-}
-
-/// Runs what may panic on a grammar nobody has thought of.
-fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err("it cannot be compiled".into()))
 }
 
 /// The compiler's words in one line: where regular expressions are quoted at length, what is wrong with them.
@@ -206,14 +200,11 @@ impl Mask {
 }
 
 /// One choice's way through its grammar.
-pub(crate) struct Walk {
-    constraint: Constraint,
-    state: State,
-}
-
-enum State {
-    /// Before the first token.
-    Start(Box<Matcher>),
+pub(crate) enum Walk {
+    /// Before its first token: it holds nothing of its own while it waits for its turn.
+    Start(Constraint),
+    /// After a token, or before the first.
+    At(Box<Matcher>),
     /// The mask of what may come next is being computed.
     Beside(Receiver<Computed>),
     Ready(Box<Matcher>, Mask),
@@ -222,38 +213,35 @@ enum State {
 }
 
 impl Walk {
-    /// Takes as long as copying what the compiler has made: for the caller's task.
-    pub(crate) fn new(constraint: Constraint) -> Self {
-        let matcher = lock(&constraint.0.matcher).deep_clone();
-        Self { constraint, state: State::Start(Box::new(matcher)) }
+    /// Has the mask of what may come next computed beside the caller, for a step that will ask for it.
+    pub(crate) fn prepare(&mut self, masks: &mut Masks) {
+        *self = match mem::replace(self, Self::Over) {
+            Self::Start(constraint) => Self::Beside(masks.compute(move || constraint.matcher())),
+            Self::At(matcher) => Self::Beside(masks.compute(move || *matcher)),
+            other => other,
+        };
     }
 
-    /// What may come next. Waits for it where it is still being computed.
+    /// What may come next, which has been prepared. Waits for it where it is still being computed.
     pub(crate) fn mask(&mut self) -> Result<&Mask, EngineError> {
-        if let State::Beside(receiver) = &self.state {
+        if let Self::Beside(receiver) = self {
             let (matcher, mask) = receiver.recv().map_err(|_| broken())?;
-            let mask = mask.map_err(|_| failure(&matcher))?;
-            self.state = State::Ready(Box::new(matcher), mask);
+            *self = Self::Ready(Box::new(matcher), mask?);
         }
-        match &self.state {
-            State::Start(_) => Ok(&self.constraint.0.first),
-            State::Ready(_, mask) => Ok(mask),
-            State::Beside(_) | State::Over => Err(broken()),
+        match self {
+            Self::Ready(_, mask) => Ok(mask),
+            _ => Err(broken()),
         }
     }
 
     /// Goes on with `token`, one of the mask's. True when nothing may follow it.
-    pub(crate) fn advance(&mut self, token: u32, masks: &mut Masks) -> Result<bool, EngineError> {
-        let mut matcher = match std::mem::replace(&mut self.state, State::Over) {
-            State::Start(matcher) | State::Ready(matcher, _) => matcher,
-            State::Beside(_) | State::Over => return Err(broken()),
-        };
-        guarded(|| matcher.consume_token(token).map_err(|error| error.to_string()))
-            .map_err(|_| failure(&matcher))?;
+    pub(crate) fn advance(&mut self, token: u32) -> Result<bool, EngineError> {
+        let Self::Ready(mut matcher, _) = mem::replace(self, Self::Over) else { return Err(broken()) };
+        matcher.consume_token(token).map_err(|_| failure(&matcher))?;
         if matcher.is_stopped() {
             return Ok(true);
         }
-        self.state = State::Beside(masks.compute(*matcher));
+        *self = Self::At(matcher);
         Ok(false)
     }
 }

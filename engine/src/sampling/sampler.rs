@@ -21,10 +21,8 @@ pub struct Sampler {
     rng: ChaCha8Rng,
     /// Tokens of the prompt and the output, with how often the output holds them.
     seen: HashMap<u32, u32>,
-    /// A copy of the row, only where bias or penalties change it.
-    adjusted: Vec<f32>,
-    /// A copy of the row, only where a mask bounds it.
-    masked: Vec<f32>,
+    /// A copy of the row, only where bias, penalties or a mask change it.
+    changed: Vec<f32>,
     candidates: Vec<(u32, f32)>,
 }
 
@@ -38,7 +36,7 @@ impl Sampler {
             prompt.iter().map(|&token| (token, 0)).collect()
         };
         let rng = ChaCha8Rng::seed_from_u64(seed);
-        Self { params, rng, seen, adjusted: Vec::new(), masked: Vec::new(), candidates: Vec::new() }
+        Self { params, rng, seen, changed: Vec::new(), candidates: Vec::new() }
     }
 
     /// How much of a row the next [`Sampler::sample`] looks at.
@@ -67,36 +65,40 @@ impl Sampler {
             }
             Row::All(row) => row,
         };
-        let adjusted = self.params.changes_logits().then(|| self.adjust(row));
-        let row = adjusted.as_deref().unwrap_or(row);
-        let token = if self.params.is_greedy() { argmax(row).map(|(id, _)| id) } else { self.draw_from(row) };
-        if let Some(buffer) = adjusted {
-            self.adjusted = buffer;
+        if self.params.changes_logits() { self.sample_changed(row, None) } else { self.choose(row) }
+    }
+
+    /// As [`Sampler::sample`], from the tokens of `mask` alone.
+    pub fn sample_within(&mut self, row: &[f32], mask: &Mask) -> Option<u32> {
+        self.sample_changed(row, Some(mask))
+    }
+
+    /// Samples from a copy of the row, with bias, penalties and mask.
+    fn sample_changed(&mut self, row: &[f32], mask: Option<&Mask>) -> Option<u32> {
+        let mut changed = std::mem::take(&mut self.changed);
+        changed.clear();
+        changed.extend_from_slice(row);
+        let adjusts = self.params.changes_logits();
+        if adjusts {
+            self.adjust(&mut changed);
         }
-        if let Some(token) = token
-            && self.params.changes_logits()
-        {
+        if let Some(mask) = mask {
+            mask.apply(&mut changed);
+        }
+        let token = self.choose(&changed);
+        self.changed = changed;
+        if let Some(token) = token.filter(|_| adjusts) {
             *self.seen.entry(token).or_insert(0) += 1;
         }
         token
     }
 
-    /// As [`Sampler::sample`], from the tokens of `mask`: all else, bias included, comes after it.
-    pub fn sample_within(&mut self, row: &[f32], mask: &Mask) -> Option<u32> {
-        let mut masked = std::mem::take(&mut self.masked);
-        masked.clear();
-        masked.extend_from_slice(row);
-        mask.apply(&mut masked);
-        let token = self.sample(Row::All(&masked));
-        self.masked = masked;
-        token
+    fn choose(&mut self, row: &[f32]) -> Option<u32> {
+        if self.params.is_greedy() { argmax(row).map(|(id, _)| id) } else { self.draw_from(row) }
     }
 
-    /// The row with bias and penalties, in the reused buffer.
-    fn adjust(&mut self, logits: &[f32]) -> Vec<f32> {
-        let mut row = std::mem::take(&mut self.adjusted);
-        row.clear();
-        row.extend_from_slice(logits);
+    /// Bias and penalties.
+    fn adjust(&self, row: &mut [f32]) {
         let p = &self.params;
         for (&token, &count) in &self.seen {
             let Some(logit) = row.get_mut(token as usize) else { continue };
@@ -110,7 +112,6 @@ impl Sampler {
                 *logit += bias;
             }
         }
-        row
     }
 
     /// Logits below this carry no probability: of min-p's doing, or because they are too far under the best.

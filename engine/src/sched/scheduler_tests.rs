@@ -9,18 +9,21 @@ fn scheduler(blocks: usize) -> Scheduler {
     Scheduler::new(Resources { limits: LIMITS, blocks, most_idle: blocks, prefix_cache })
 }
 
-fn add(s: &mut Scheduler, id: u64, prompt: Vec<u32>, choices: usize, score_prompt: bool) {
-    let (caller, most) = (CallerId(0), prompt.len() + 100);
-    s.add(Arrival {
+fn arrival(id: u64, prompt: Vec<u32>) -> Arrival {
+    Arrival {
         id: SequenceId(id),
-        choices,
-        caller,
+        choices: 1,
+        caller: CallerId(0),
         weight: 1,
+        most: prompt.len() + 100,
         prompt,
-        score_prompt,
+        score_prompt: false,
         hidden_from: None,
-        most,
-    });
+    }
+}
+
+fn add(s: &mut Scheduler, id: u64, prompt: Vec<u32>, choices: usize, score_prompt: bool) {
+    s.add(Arrival { choices, score_prompt, ..arrival(id, prompt) });
 }
 
 fn step(s: &mut Scheduler) -> (Batch, Vec<Planned>) {
@@ -145,18 +148,7 @@ fn a_common_beginning_is_computed_once_for_one_caller() {
     assert_eq!((cached, tokens), ([None, Some(0), Some(64)], 100 + 110 - 64 + 1));
     s.remove(SequenceId(1));
     s.remove(SequenceId(2));
-    let (caller, weight, most) = (CallerId(9), 1, 200);
-    let arrival = Arrival {
-        id: SequenceId(3),
-        choices: 1,
-        caller,
-        weight,
-        prompt: text,
-        score_prompt: false,
-        hidden_from: None,
-        most,
-    };
-    s.add(arrival);
+    s.add(Arrival { caller: CallerId(9), ..arrival(3, text) });
     let (batch, _) = step(&mut s);
     assert_eq!(batch.sequences[0].context, 0, "another caller's prompt is not found");
 }
@@ -182,17 +174,7 @@ fn a_caller_with_one_request_gets_a_place_from_one_with_all_of_them() {
     let (_, planned) = step(&mut s);
     assert_eq!(planned.len(), 4);
     push_all(&mut s, &planned);
-    let arrival = Arrival {
-        id: SequenceId(9),
-        choices: 1,
-        caller: CallerId(5),
-        weight: 1,
-        prompt: vec![8; 10],
-        score_prompt: false,
-        hidden_from: None,
-        most: 20,
-    };
-    s.add(arrival);
+    s.add(Arrival { caller: CallerId(5), ..arrival(9, vec![8; 10]) });
     let (_, planned) = step(&mut s);
     assert_eq!(planned.iter().map(|p| p.id.0).collect::<Vec<_>>(), [0, 1, 2, 9]);
     assert_eq!((s.counts().displaced, s.counts().preemptions), (1, 0));
@@ -219,4 +201,37 @@ fn a_paused_sequence_keeps_its_blocks_until_somebody_needs_them() {
     let (batch, planned) = step(&mut s);
     assert_eq!(batch.tokens.len(), 61 - 32, "what was needed of its blocks is computed again");
     assert!(planned[0].samples);
+}
+
+/// A prompt's vector adds them up as they come: one that came again after a preemption would count twice.
+#[test]
+fn a_preempted_prompt_gives_each_hidden_state_once() {
+    for from in [0, 40, 149] {
+        let mut s = scheduler(8);
+        s.add(Arrival { hidden_from: Some(from), ..arrival(1, (0..150).collect()) });
+        let (mut given, mut computed) = (Vec::new(), 0);
+        let mut take = |batch: &Batch, planned: &[Planned]| {
+            let plan = planned.iter().find(|p| p.id == SequenceId(1)).expect("it is in the step");
+            let rows = &batch.hidden_rows[plan.first_hidden..plan.first_hidden + plan.hidden];
+            given.extend(rows.iter().map(|&row| batch.positions[row as usize]));
+            computed += plan.tokens;
+            plan.samples
+        };
+        let (batch, planned) = step(&mut s);
+        assert!(!take(&batch, &planned));
+        s.pause(SequenceId(1));
+        add(&mut s, 2, vec![2; 220], 1, false);
+        while !step(&mut s).1[0].samples {}
+        assert_eq!(s.counts().preemptions, 1);
+        s.remove(SequenceId(2));
+        s.resume(SequenceId(1));
+        loop {
+            let (batch, planned) = step(&mut s);
+            if take(&batch, &planned) {
+                break;
+            }
+        }
+        assert!(computed > 150, "what the preemption took is computed again: {computed}");
+        assert_eq!(given, (from as u32..150).collect::<Vec<_>>());
+    }
 }

@@ -76,7 +76,7 @@ impl Drop for Running {
 impl Running {
     pub(super) fn new(job: Job) -> Self {
         let max_tokens = job.most_tokens();
-        let Job { request, walk, events, meter, place, trace, .. } = job;
+        let Job { request, events, meter, place, trace, .. } = job;
         Self {
             max_tokens,
             printed: request.printed,
@@ -85,7 +85,7 @@ impl Running {
             logprobs: request.logprobs,
             prompt_logprobs: request.prompt_logprobs,
             sampler: Sampler::new(request.sampling, &request.prompt),
-            walk,
+            walk: request.constraint.map(Walk::Start),
             output: Output::new(&request.stop),
             vector: request.embedding.map(|_| Vector::default()),
             scored: Vec::new(),
@@ -117,6 +117,13 @@ impl Running {
         if scores { Need::All } else { self.sampler.need() }
     }
 
+    /// Has worked out beside the step what the token that it samples may be.
+    pub(super) fn prepare(&mut self, masks: &mut Masks) {
+        if let Some(walk) = self.walk.as_mut().filter(|_| self.max_tokens > 0) {
+            walk.prepare(masks);
+        }
+    }
+
     /// Emits the prompt's vector, all of whose hidden states are there.
     pub(super) fn embedded(&mut self) -> Progress {
         let vector = self.vector.take().unwrap_or_default().mean();
@@ -130,7 +137,6 @@ impl Running {
         tokenizer: &Tokenizer,
         plan: &Planned,
         row: impl Fn(usize) -> Row<'r>,
-        masks: &mut Masks,
     ) -> Progress {
         if self.prompt_logprobs.is_some() && self.generated == 0 {
             self.score_prompt(plan, &row);
@@ -156,7 +162,7 @@ impl Running {
         if ends || self.stop_tokens.contains(&token) {
             return self.finish(FinishReason::Stop);
         }
-        let complete = match self.walk.as_mut().map_or(Ok(false), |walk| walk.advance(token, masks)) {
+        let complete = match self.walk.as_mut().map_or(Ok(false), |walk| walk.advance(token)) {
             Ok(complete) => complete,
             Err(error) => return self.failed(error),
         };

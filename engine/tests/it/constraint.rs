@@ -3,7 +3,8 @@
 use std::sync::OnceLock;
 
 use m40llm_engine::{
-    Engine, EngineConfig, Event, FinishReason, GenerateRequest, Grammar, SamplingParams, TokenOut, Usage,
+    Engine, EngineConfig, Event, FinishReason, GenerateRequest, Generation, Grammar, SamplingParams,
+    TokenOut, Usage,
 };
 use serde_json::{Value, json};
 
@@ -23,7 +24,10 @@ struct Answer {
 }
 
 fn answer(request: GenerateRequest) -> Answer {
-    let mut generation = engine().submit(request).unwrap();
+    collect(engine().submit(request).unwrap())
+}
+
+fn collect(mut generation: Generation) -> Answer {
     let (mut text, mut all) = (String::new(), Vec::new());
     loop {
         match generation.blocking_next().expect("a last event") {
@@ -86,4 +90,42 @@ fn json_follows_its_schema() {
         // The last brace ends it: there is no token for the end.
         assert_eq!(answer.usage.completion_tokens, answer.tokens.len());
     }
+}
+
+/// A sequence that loses its blocks computes them again, but not its way through the grammar, and nobody's masks get
+/// mixed up.
+#[test]
+fn a_preempted_sequence_goes_on_in_its_grammar() {
+    let block = 32 * 30 * 2 * 3 * 64 * 2; // tokens, layers, K and V, heads, width, bytes
+    let config = EngineConfig {
+        ctx_size: Some(256),
+        max_batch: 4,
+        kv_memory: Some(12 * block),
+        ..EngineConfig::default()
+    };
+    // Four sequences of 5 blocks over 12 blocks: they cannot all stay.
+    let tight = Engine::load(&demo_model(), &config, |_| {}).unwrap();
+    let item = json!({
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "minimum": 0, "maximum": 99}},
+        "required": ["name", "age"],
+        "additionalProperties": false
+    });
+    let schema = json!({"type": "array", "items": item, "minItems": 40});
+    let constraint = tight.constrain(&Grammar::JsonSchema(schema)).unwrap();
+    let work = |seed: u64| GenerateRequest {
+        prompt: tight.tokenizer().encode(&format!("People of team {seed}:\n"), true, true),
+        max_tokens: Some(130),
+        constraint: Some(constraint.clone()),
+        sampling: hot(seed),
+        ..GenerateRequest::default()
+    };
+    let submit = |seed: u64| tight.submit(work(seed)).unwrap();
+    let alone: Vec<_> = (0..4).map(|seed| collect(submit(seed)).text).collect();
+    assert_eq!(tight.stats().preemptions, 0);
+    let together: Vec<_> = (0..4).map(submit).collect();
+    let together: Vec<_> = together.into_iter().map(collect).collect();
+    assert!(together.iter().all(|answer| answer.reason == FinishReason::Length));
+    assert_eq!(alone, together.into_iter().map(|answer| answer.text).collect::<Vec<_>>());
+    assert!(tight.stats().preemptions > 0, "the pool was not too small");
 }

@@ -74,7 +74,7 @@ struct Run {
     /// `State::hidden` and `State::squares` hold the residual stream for that norm.
     divided: bool,
     rows: Rows,
-    /// The tokens whose hidden states are wanted, and where all tokens' arrive, `[T, dim]`.
+    /// The tokens whose hidden states are wanted, and where they arrive, each in its token's place of `[T, dim]`.
     hidden_rows: Vec<u32>,
     hidden: Pinned,
 }
@@ -355,9 +355,14 @@ impl Backend for CudaBackend {
         let count = run.state.metadata.tokens;
         // Of all tokens at once: where it is put is free again after `logits`.
         run.norm_rows(gpu, norm, 0, count)?;
-        let bytes = count * run.state.shape.dim * 4;
-        // SAFETY: read in `hidden`, after the wait in `rows`.
-        unsafe { gpu.download(&run.state.hidden, &mut run.hidden, 0, bytes) }
+        let row = run.state.shape.dim * 4;
+        // Those that are wanted alone: of a prompt that is read for its last token, one row.
+        for span in run.hidden_rows.chunk_by(|&token, &next| token + 1 == next) {
+            let at = span[0] as usize * row;
+            // SAFETY: read in `hidden`, after the wait in `rows`.
+            unsafe { gpu.download(&run.state.hidden, &mut run.hidden, at, span.len() * row) }?;
+        }
+        Ok(())
     }
 
     fn rows(&mut self, needs: &[Need]) -> Result<(), EngineError> {
