@@ -21,7 +21,7 @@ FEATURES = --features cuda
 CUDA ?= $(shell scripts/has-cuda-driver.sh && echo 1 || echo 0)
 RUN_FEATURES = $(if $(filter 1,$(CUDA)),$(FEATURES))
 
-.PHONY: help run test test-rust test-clients test-docs debug-binary test-full test-ui test-container test-gpu sanitize-gpu lint audit openapi header docs \
+.PHONY: help run test test-rust test-clients test-docs debug-binary test-full test-ui test-container test-gpu sanitize-gpu lint audit dist openapi header docs \
 	bench bench-gateway bench-peer bench-report bench-serving bench-structured cuda-toolchain cuda-if-wanted sass-report
 
 help: ## This list
@@ -78,15 +78,20 @@ sanitize-gpu: cuda-toolchain ## compute-sanitizer's memcheck and racecheck over 
 debug-binary: cuda-toolchain
 	cargo test --quiet --workspace $(FEATURES) --no-run
 
-lint: cuda-toolchain ## Format and clippy, warnings are errors
+lint: cuda-toolchain ## Format, clippy with warnings as errors, GitHub's workflows
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets $(FEATURES),gpu-tests -- -D warnings
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy -p m40llm --all-targets --no-default-features -- -D warnings
+	tests/workflows/run.sh
 
 audit: ## Dependencies: bans, licences, sources
 	command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
 	cargo deny check bans licenses sources
+
+dist: cuda-toolchain ## What a release consists of, beside the image: archive, SBOM, checksums; in target/dist
+	M40LLM_REVISION="$$(git rev-parse --short=12 HEAD)" cargo build --release --locked -p m40llm $(FEATURES)
+	scripts/dist.sh $(CARGO_TARGET_DIR)/release/m40llm $(CARGO_TARGET_DIR)/dist
 
 openapi: ## Regenerate openapi/openapi.json from the handlers
 	mkdir -p openapi

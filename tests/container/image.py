@@ -109,6 +109,10 @@ class Container:
         return subprocess.run(self.command(check[1:]), capture_output=True, timeout=60).returncode == 0
 
     def check(self) -> None:
+        revision = self.config["Labels"]["org.opencontainers.image.revision"]
+        version = self.run("--version")
+        assert version.returncode == 0 and version.stdout.endswith(f" ({revision})\n"), (version, revision)
+
         devices = self.run("devices")
         assert devices.returncode == 0 and "no CUDA device" in devices.stdout, devices
 

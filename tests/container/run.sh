@@ -38,6 +38,21 @@ base() { # NAME PACKAGE,...
 with_rust() {
     tar -C "$(rustc --print sysroot)" --exclude=./share/doc --exclude=./lib/rustlib/src -c . | tar -C "$1/usr/local" -x
 }
+
+# The client that the suite pins, and Kubernetes' schemas.
+venv=$work/venv
+packages="$(grep '^openai==' "$root/tests/clients/requirements.txt") kubernetes-validate==1.37.0"
+if [ "$(cat "$venv/packages" 2>/dev/null)" != "$packages" ]; then
+    python3 -m venv "$venv"
+    # shellcheck disable=SC2086 # two words
+    "$venv/bin/pip" install --quiet --disable-pip-version-check $packages
+    echo "$packages" >"$venv/packages"
+fi
+# The newest version that the package knows, and the oldest.
+for version in 1.37.0 1.25.0; do
+    "$venv/bin/kubernetes-validate" --kubernetes-version "$version" --strict "$root/docker/kubernetes/m40llm.yaml"
+done
+
 present run-base || base run-base ca-certificates
 present build-base || base build-base gcc,libc6-dev,python3-pip,ca-certificates with_rust
 
@@ -65,17 +80,10 @@ cp -a "$root/.cuda/nvidia" "$root/.cuda/compiler.version" "$context/.cuda/"
 echo "container: building (several minutes)" >&2
 started=$SECONDS
 buildah build --isolation chroot --format docker --pull-never \
+    --build-arg "REVISION=$(git -C "$root" rev-parse --short=12 HEAD)" \
     --build-arg BUILD_BASE=localhost/build-base --build-arg RUN_BASE=localhost/run-base \
     -f "$context/docker/Dockerfile" -t localhost/m40llm "$context" >"$work/build.log" 2>&1 ||
     fail "the build failed: $(tail -n 30 "$work/build.log")"
 echo "container: built in $((SECONDS - started)) s" >&2
 
-# The client that the suite pins.
-venv=$work/venv
-client=$(grep '^openai==' "$root/tests/clients/requirements.txt")
-if [ "$(cat "$venv/client" 2>/dev/null)" != "$client" ]; then
-    python3 -m venv "$venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check "$client"
-    echo "$client" >"$venv/client"
-fi
 "$venv/bin/python" "$root/tests/container/image.py" "$work" localhost/m40llm localhost/run-base "$model"
