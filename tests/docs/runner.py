@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -132,9 +133,19 @@ def run_shell(
         text = text.replace(identity[0], make_key(work, port))
     script = work / "example.sh"
     script.write_text(PRELUDE + text)
-    return subprocess.run(
-        ["bash", script], cwd=work, env=environment(work, port), text=True, capture_output=True, timeout=timeout
-    )
+    return run_bounded(["bash", script], work, port, timeout)
+
+
+def run_bounded(command: list, work: Path, port: int, timeout: float) -> subprocess.CompletedProcess[str]:
+    """Runs a command; where it takes too long, all that it has started ends with it."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=work, env=environment(work, port), start_new_session=True, **pipes) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=timeout)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
 
 def make_key(work: Path, port: int) -> str:
@@ -147,6 +158,4 @@ def make_key(work: Path, port: int) -> str:
 def run_python(block: Block, work: Path, served: int) -> subprocess.CompletedProcess[str]:
     script = work / "example.py"
     script.write_text(block.text.replace(PORT, str(served)))
-    return subprocess.run(
-        [PYTHON, script], cwd=work, env=environment(work, served), text=True, capture_output=True, timeout=120
-    )
+    return run_bounded([PYTHON, script], work, served, 120)
