@@ -15,6 +15,7 @@
 //! | [`error`] | the one error and its HTTP form |
 //! | [`observe`] | request ids, logs, metrics |
 //! | [`transport`] | connections: TLS, time limits, security headers |
+//! | [`version`] | which build this is |
 
 #![forbid(unsafe_code)]
 
@@ -41,6 +42,7 @@ mod tools;
 pub mod transport;
 #[cfg(feature = "server")]
 pub mod validate;
+pub mod version;
 
 #[cfg(feature = "server")]
 pub use app::{AppState, ServerConfig, app, openapi, serve};

@@ -39,7 +39,7 @@ use crate::config::ModelConfig;
 #[derive(Debug, clap::Parser)]
 #[command(
     name = "m40llm",
-    version,
+    version = m40llm::version::FULL_VERSION.as_str(),
     max_term_width = 100,
     after_help = "\
 Try it:

@@ -2,7 +2,10 @@
 
 use std::{fmt, path::PathBuf};
 
-use super::{ConfigError, Environment, environment};
+use super::{
+    ConfigError,
+    layers::{Environment, environment},
+};
 
 /// What `pull` works with.
 #[derive(Debug)]

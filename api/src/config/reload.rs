@@ -1,6 +1,6 @@
 //! The configuration file read again while the server runs.
 
-use super::{ConfigError, Layers, ServeArgs, ServeConfig, Values};
+use super::{ConfigError, ServeArgs, ServeConfig, file::Values, layers::Layers};
 
 /// Keys whose new values the running server takes over. The others want a restart.
 pub(crate) const RELOADABLE: &[&str] = &["default-concurrency", "default-rpm", "default-tpm", "log-level"];

@@ -18,6 +18,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use m40llm_engine::{Distribution, Stats};
 
 use super::{otlp, request_log::Outcome};
+use crate::version;
 
 /// Why a request was refused, beside what is wrong with its fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -212,8 +213,7 @@ impl Metrics {
         for (result, count) in ["failed", "ok"].into_iter().zip(&self.reloads) {
             page.sample("m40llm_config_reloads_total", "result", result, count.load(Ordering::Relaxed));
         }
-        page.many("m40llm_build_info", "gauge", "Always 1; the label says which version runs.");
-        page.sample("m40llm_build_info", "version", env!("CARGO_PKG_VERSION"), 1);
+        build_info(&mut page);
         let started = self.started.duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
         page.one("process_start_time_seconds", "gauge", "Unix time at which the server started.", started);
         if let Some(bytes) = resident_bytes() {
@@ -282,6 +282,15 @@ impl Metrics {
             &self.generation_time,
         );
     }
+}
+
+/// Which build runs; a revision that is not known is empty, which Prometheus takes for absent.
+fn build_info(page: &mut Page) {
+    let name = "m40llm_build_info";
+    page.many(name, "gauge", "Always 1; the labels say which build runs.");
+    let (version, revision, cuda) =
+        (version::VERSION, version::REVISION.unwrap_or(""), cfg!(feature = "cuda"));
+    let _ = writeln!(page.0, "{name}{{version=\"{version}\",revision=\"{revision}\",cuda=\"{cuda}\"}} 1");
 }
 
 /// What the engine counts.

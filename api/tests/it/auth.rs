@@ -1,14 +1,16 @@
 //! Keys at the gate: who gets in, what they may do there, and what is charged for it. Over a token source.
 
+mod accounts;
+mod managed;
+
 use std::{convert::Infallible, future::pending, time::Duration};
 
 use axum::{
     Router,
     body::{Body, Bytes},
-    http::{Method, Request, StatusCode},
+    http::{Method, StatusCode},
 };
 use futures_util::stream;
-use http_body_util::BodyExt as _;
 use m40llm::{
     AppState, ServerConfig,
     auth::{Gate, Key, NewKey, Scope, Store, now, vault::VaultConfig},
@@ -16,7 +18,6 @@ use m40llm::{
 use m40llm_engine::EngineConfig;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tower::ServiceExt as _;
 
 use crate::{
     source::{self, Pace},
@@ -443,216 +444,4 @@ async fn browsers_see_why_they_are_refused_and_ask_for_free() {
     let answer = send(&server.app, request(Method::GET, "/v1/models", &headers[..1], Body::empty())).await;
     refused(&answer, "no key");
     assert_eq!(answer.header("access-control-allow-origin"), "http://localhost:3000");
-}
-
-#[tokio::test]
-async fn keys_are_managed_over_http() {
-    let server = Guarded::new();
-    let (admin, root) = server.key(&[Scope::Admin]).await;
-    let body = json!({"name": "ci", "scopes": ["metrics", "inference"], "expires": "30d", "rpm": 60.0, "tpm": null,
-        "models": [MODEL], "priority": "low", "unknown": 1});
-    let made = server.post("/admin/keys", &root, &body).await;
-    assert_eq!(made.status, StatusCode::CREATED, "{made:?}");
-    assert_eq!(made.header("cache-control"), "no-store");
-    let made = made.json();
-    let (id, key) = (made["id"].as_str().unwrap().to_owned(), made["key"].as_str().unwrap().to_owned());
-    assert_eq!(made["scopes"], json!(["inference", "metrics"]));
-    assert_eq!(made["expires_at"], made["created_at"].as_u64().unwrap() + 30 * 86_400);
-    assert_eq!((&made["rpm"], &made["tpm"], &made["priority"]), (&json!(60), &json!(null), &json!("low")));
-    assert_eq!(server.get("/v1/models", &key).await.status, StatusCode::OK);
-
-    let listed = server.get("/admin/keys", &root).await;
-    assert!(!listed.body.contains("sk-m40-") && !listed.body.contains("eyJ"), "{}", listed.body);
-    let listed = listed.json();
-    assert_eq!(listed["object"], "list");
-    let ids: Vec<_> =
-        listed["data"].as_array().unwrap().iter().map(|key| key["id"].as_str().unwrap()).collect();
-    assert_eq!(ids, [admin.id.as_str(), &id]);
-
-    let path = format!("/admin/keys/{id}");
-    let revoked = server.call(Method::DELETE, &path, &root, None).await;
-    assert_eq!((revoked.status, &revoked.json()["revoked"]), (StatusCode::OK, &json!(true)));
-    refused(&server.get("/v1/models", &key).await, "revoked");
-    assert_eq!(server.call(Method::DELETE, &path, &root, None).await.status, StatusCode::OK, "again");
-    let unknown = server.call(Method::DELETE, "/admin/keys/key_x", &root, None).await;
-    assert_eq!(
-        (unknown.status, &unknown.error()["type"]),
-        (StatusCode::NOT_FOUND, &json!("invalid_request_error"))
-    );
-
-    for (body, param) in [
-        (json!({}), "name"),
-        (json!({"name": ""}), "name"),
-        (json!({"name": "x".repeat(101)}), "name"),
-        (json!({"name": "x", "scopes": ["root"]}), "scopes[0]"),
-        (json!({"name": "x", "expires": "30"}), "expires"),
-        (json!({"name": "x", "expires": "0s"}), "expires"),
-        (json!({"name": "x", "rpm": 0}), "rpm"),
-        (json!({"name": "x", "tpm": -1}), "tpm"),
-        (json!({"name": "x", "concurrency": 1.5}), "concurrency"),
-        (json!({"name": "x", "max_context": 4_294_967_296_u64}), "max_context"),
-        (json!({"name": "x", "models": ["a", ""]}), "models[1]"),
-        (json!({"name": "x", "priority": "urgent"}), "priority"),
-    ] {
-        let answer = server.post("/admin/keys", &root, &body).await;
-        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{body}");
-        assert_eq!(answer.error()["param"], param, "{body}: {answer:?}");
-    }
-    assert_eq!(server.get("/admin/keys", &root).await.json()["data"].as_array().unwrap().len(), 2);
-}
-
-#[tokio::test]
-async fn a_secret_is_rotated_over_http() {
-    let server = Guarded::new();
-    let (_, old) = server.key(&[Scope::Admin, Scope::Inference]).await;
-    let rotated = server.post("/admin/rotate-secret", &old, &json!({})).await;
-    assert_eq!((rotated.status, rotated.json()), (StatusCode::OK, json!({"valid_secrets": 2})));
-    let (_, new) = server.key(&[Scope::Inference]).await;
-    assert_ne!(part(&old, 0)["kid"], part(&new, 0)["kid"]);
-    for key in [&old, &new] {
-        assert_eq!(server.get("/v1/models", key).await.status, StatusCode::OK);
-    }
-    let (_, root) = server.key(&[Scope::Admin]).await;
-    let dropped = server.call(Method::POST, "/admin/drop-old-secrets", &root, None).await;
-    assert_eq!(dropped.json(), json!({"valid_secrets": 1}));
-    refused(&server.get("/v1/models", &old).await, "of a dropped secret");
-    assert_eq!(server.get("/v1/models", &new).await.status, StatusCode::OK);
-    let dropped = server.post("/admin/rotate-secret", &root, &json!({"drop_old": true})).await;
-    assert_eq!(dropped.json(), json!({"valid_secrets": 1}));
-    for key in [&old, &new] {
-        refused(&server.get("/v1/models", key).await, "of a dropped secret");
-    }
-}
-
-#[tokio::test]
-async fn a_server_without_keys_has_none_to_manage() {
-    let app = m40llm::app(AppState::loading(ServerConfig::new(MODEL, 1_700_000_000)));
-    let answer = get(&app, "/admin/keys").await;
-    assert_eq!(answer.status, StatusCode::NOT_FOUND);
-    assert!(answer.error()["message"].as_str().unwrap().contains("--no-auth"), "{answer:?}");
-}
-
-/// Sums of a key's rows under `/v1/usage`.
-async fn used(server: &Guarded, key: &str) -> [u64; 3] {
-    let usage = server.get("/v1/usage", key).await.json();
-    let sum =
-        |field: &str| usage["data"].as_array().unwrap().iter().map(|row| row[field].as_u64().unwrap()).sum();
-    [sum("requests"), sum("prompt_tokens"), sum("completion_tokens")]
-}
-
-#[tokio::test]
-async fn an_answer_that_has_come_is_on_the_account() {
-    let server = Guarded::new();
-    let (key, text) = server.key(&[Scope::Inference, Scope::Admin]).await;
-    let (_, idle) = server.key(&[Scope::Inference]).await;
-    let mut expected = [0; 3];
-    let mut stream = chat(7);
-    stream["stream"] = json!(true);
-    stream["stream_options"] = json!({"include_usage": true});
-    let mut twice = chat(3);
-    twice["n"] = json!(2);
-    for (path, body) in [
-        ("/v1/chat/completions", chat(4)),
-        ("/v1/chat/completions", stream),
-        ("/v1/chat/completions", twice),
-        ("/v1/completions", json!({"prompt": ["ab", "cde"], "max_tokens": 2, "n": 2})),
-        ("/v1/completions", json!({"prompt": "ab", "max_tokens": 0})),
-        ("/generate", json!({"prompt": "hello", "max_tokens": 5})),
-        ("/generate", json!({"prompt": "hello", "max_tokens": 5, "stream": true})),
-        ("/v1/responses", json!({"input": "hello", "max_output_tokens": 5})),
-        ("/v1/responses", json!({"input": "hello", "max_output_tokens": 5, "stream": true})),
-        ("/v1/messages", json!({"messages": [{"role": "user", "content": "hello"}], "max_tokens": 5})),
-        (
-            "/v1/messages",
-            json!({"messages": [{"role": "user", "content": "hello"}], "max_tokens": 5, "stream": true}),
-        ),
-    ] {
-        let answer = server.post(path, &text, &body).await;
-        assert_eq!(answer.status, StatusCode::OK, "{path} {body}: {answer:?}");
-        let usage = match answer.header("content-type") {
-            "application/json" => answer.json()["usage"].clone(),
-            _ if answer.body.starts_with("event: ") => {
-                let events = answer.named_events();
-                let usage = events.iter().rev().find_map(|e| e.get("usage").or(e["response"].get("usage")));
-                usage.unwrap().clone()
-            }
-            sse if sse.starts_with("text/event-stream") => {
-                answer.events(true).last().unwrap()["usage"].clone()
-            }
-            _ => serde_json::from_str::<Value>(answer.body.lines().last().unwrap()).unwrap()["usage"].clone(),
-        };
-        expected[0] += 1;
-        let count = |names: [&str; 2]| names.iter().find_map(|name| usage[*name].as_u64()).unwrap();
-        expected[1] += count(["prompt_tokens", "input_tokens"]);
-        expected[2] += count(["completion_tokens", "output_tokens"]);
-        assert_eq!(used(&server, &text).await, expected, "{path} {body}");
-    }
-    // What is refused before the engine is asked costs nothing.
-    let refused =
-        server.post("/v1/completions", &text, &json!({"prompt": "a", "max_tokens": 1_000_000})).await;
-    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
-    assert_eq!(used(&server, &text).await, expected);
-    assert_eq!(used(&server, &idle).await, [0; 3], "another's account");
-
-    let all = server.get("/admin/usage", &text).await.json();
-    assert_eq!(all["data"].as_array().unwrap().len(), 1);
-    let row = &all["data"][0];
-    assert_eq!((&row["id"], &row["model"], &row["requests"]), (&json!(key.id), &json!(MODEL), &json!(11)));
-    assert_eq!(row["day"].as_str().unwrap().len(), 10);
-    assert!(row["device_seconds"].is_number());
-    let later = server.get("/admin/usage?since=2999-01-01", &text).await.json();
-    assert_eq!(later["data"], json!([]));
-    let bad = server.get("/v1/usage?until=tomorrow", &text).await;
-    assert_eq!((bad.status, &bad.error()["param"]), (StatusCode::BAD_REQUEST, &json!("until")));
-}
-
-#[tokio::test]
-async fn a_client_that_goes_is_charged_for_what_was_generated() {
-    let server = Guarded::with(Pace { step: Duration::from_millis(5), ..Pace::default() }, |gate| gate);
-    let (_, key) = server.key(&[Scope::Inference]).await;
-    let body = json!({"prompt": "hello", "max_tokens": 2000, "stream": true});
-    let bearer = format!("Bearer {key}");
-    let headers = [("content-type", "application/json"), ("authorization", bearer.as_str())];
-    let asked: Request<Body> = request(Method::POST, "/v1/completions", &headers, body.to_string());
-    let mut stream = server.app.clone().oneshot(asked).await.unwrap().into_body();
-    let mut seen = 0;
-    while seen < 10 {
-        let frame = stream.frame().await.unwrap().unwrap().into_data().unwrap();
-        seen += String::from_utf8_lossy(&frame).matches("\"text\":\"t").count() as u64;
-    }
-    drop(stream);
-    let mut charged = used(&server, &key).await;
-    for _ in 0..100 {
-        if charged[0] > 0 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-        charged = used(&server, &key).await;
-    }
-    let [requests, prompt, completion] = charged;
-    assert_eq!((requests, prompt), (1, 5));
-    assert!((seen..seen + 20).contains(&completion), "{seen} seen, {completion} charged");
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    assert_eq!(used(&server, &key).await, charged, "and no more");
-}
-
-#[tokio::test]
-async fn an_answer_that_cannot_be_charged_is_withheld() {
-    let server = Guarded::new();
-    let (_, key) = server.key(&[Scope::Inference]).await;
-    assert_eq!(server.post("/v1/chat/completions", &key, &chat(3)).await.status, StatusCode::OK);
-    let database = rusqlite::Connection::open(server.dir.path().join("keys.sqlite3")).unwrap();
-    database.execute_batch("DROP TABLE usage").unwrap();
-    let whole = server.post("/v1/chat/completions", &key, &chat(3)).await;
-    assert_eq!(
-        (whole.status, &whole.error()["type"]),
-        (StatusCode::INTERNAL_SERVER_ERROR, &json!("server_error"))
-    );
-    assert!(!whole.body.contains("t0"), "{whole:?}");
-    let mut streamed = chat(3);
-    streamed["stream"] = json!(true);
-    let stream = server.post("/v1/chat/completions", &key, &streamed).await;
-    let events = stream.events(false);
-    assert_eq!(events.last().unwrap()["error"]["type"], "server_error", "{stream:?}");
-    assert!(!stream.body.contains("[DONE]"), "{stream:?}");
 }

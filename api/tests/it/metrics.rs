@@ -87,6 +87,13 @@ async fn the_page_and_its_description_are_equal() {
         assert_eq!(Some(family), written.get(name), "{name} in docs/METRICS.md");
     }
     assert_eq!(found.len(), written.len(), "docs/METRICS.md has metrics that there are not: {written:?}");
+    let build = format!(
+        "\nm40llm_build_info{{version=\"{}\",revision=\"{}\",cuda=\"{}\"}} 1\n",
+        env!("CARGO_PKG_VERSION"),
+        option_env!("M40LLM_REVISION").unwrap_or(""),
+        cfg!(feature = "cuda")
+    );
+    assert!(page.contains(&build), "{build}");
     // Words of ours that label samples are listed too.
     let text = document("METRICS.md");
     for label in ["outcome", "reason", "kind", "result"] {

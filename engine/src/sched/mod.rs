@@ -5,6 +5,7 @@
 //! | module | holds |
 //! | --- | --- |
 //! | `scheduler` | plans steps: who runs, who computes what |
+//! | `sharing` | whose prompts go on, and how far |
 //! | `room` | who gets blocks and who gives them back |
 //! | `sequence` | one sequence's tokens, blocks and how far it is |
 //! | `queue` | those that wait, by caller |
@@ -29,6 +30,7 @@ mod scheduler;
 #[cfg(test)]
 mod scheduler_tests;
 mod sequence;
+mod sharing;
 #[cfg(test)]
 mod simulation;
 
