@@ -13,8 +13,9 @@ use crate::text::Tokenizer;
 /// What a mask of one token may cost; a grammar that wants more fails its request. At some
 /// 14 units a microsecond this is 14 ms of the lexer.
 const STEP_LEXER_FUEL: u64 = 200_000;
-/// The same for the parser, at some 20 items a microsecond.
-const STEP_ITEMS: usize = 50_000;
+/// The same for the parser. Masks of JSON schemas take some hundreds of items; those of an ambiguous grammar cost the
+/// more the more ambiguous it is, seen up to 2 microseconds each: about 20 ms then.
+const STEP_ITEMS: usize = 10_000;
 /// States of one request's lexer, 1 to 2 KB each.
 const LEXER_STATES: usize = 25_000;
 /// What compiling may cost, at some 50 units a microsecond.
