@@ -124,11 +124,11 @@ bench-peer: ## The same figures beside llama.cpp's
 	cargo build --release -p m40llm
 	python3 scripts/bench-peer.py $(ARGS)
 
-bench-report: cuda-toolchain ## The speed of a CUDA device: tables and docs/performance.svg (ARGS="--check", "--from FILE.json")
+bench-report: cuda-toolchain ## The speed of a CUDA device: the tables and the chart of docs/PERFORMANCE.md (ARGS="--check", "--from FILE.json")
 	@scripts/cuda-toolchain.sh disassembler
 	python3 scripts/report/test_report.py
-	cargo build --release -p m40llm $(FEATURES)
-	python3 scripts/bench-report.py --chart docs/performance.svg $(ARGS)
+	$(if $(findstring --from,$(ARGS)),,cargo build --release -p m40llm $(FEATURES))
+	python3 scripts/bench-report.py --chart docs/performance.svg --page docs/PERFORMANCE.md $(ARGS)
 
 bench-serving: ## What callers notice of each other: throughput, gaps, prefixes, memory, fairness (ARGS=--check, --chart)
 	cargo build --release -p m40llm

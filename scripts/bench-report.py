@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The engine's speed on a CUDA device: every figure of docs/PERFORMANCE.md's table, in one run on one machine.
 
-usage: scripts/bench-report.py [--check] [--only NAME,...] [--json FILE] [--chart FILE.svg]
-       scripts/bench-report.py --from FILE.json [FILE.json ...] [--check] [--json FILE] [--chart FILE.svg]
+usage: scripts/bench-report.py [--check] [--only NAME,...] [--json FILE] [--chart FILE.svg] [--page FILE.md]
+       scripts/bench-report.py --from FILE.json [FILE.json ...] [--check] [--json FILE] [--chart FILE.svg] [--page FILE.md]
 
 Calls `m40llm bench` on random weights in the dimensions of known models, whole models with sampling included, and prints Markdown:
 what is bounded beside its bound, llama.cpp's figures and a modelled Tesla M40; decoding by batch; the runs' commands. --json
@@ -84,13 +84,13 @@ def merged(files: list[Path]) -> dict:
     return {"machine": loaded[-1]["machine"], "runs": runs}
 
 
-def modelled() -> dict:
-    """Tokens a second of a Tesla M40 by its model; nothing where the machine code cannot be read."""
+def modelled() -> tuple[dict, str]:
+    """Tokens a second of a Tesla M40 by its model, and a table; nothing where the machine code cannot be read."""
     import sass_report
 
     if not sass_report.NVDISASM.exists():
         print("bench-report: no nvdisasm, so nothing is modelled", file=sys.stderr)
-        return {}
+        return {}, ""
     return sass_report.modelled()
 
 
@@ -105,6 +105,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--from", dest="files", nargs="+", type=Path, metavar="FILE.json", help="measure nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures here")
     parser.add_argument("--chart", type=Path, metavar="FILE.svg", help="also draw decoding by batch here")
+    parser.add_argument("--page", type=Path, metavar="FILE.md", help="also put the tables between the marks of this page")
     parser.add_argument("--check", action="store_true", help="exit 1 when a bound is missed, or not measured")
     args = parser.parse_args()
     if unknown := set(args.only) - set(RUNS):
@@ -121,7 +122,14 @@ def main() -> None:
         args.json.write_text(json.dumps(found, indent=2) + "\n")
     speeds = figures.Speeds(found["runs"])
     goals = figures.judged(speeds)
-    print(tables.markdown(found, speeds, goals, modelled()), end="")
+    on_m40, model_table = modelled()
+    text = tables.markdown(found, speeds, goals, on_m40)
+    print(text, end="")
+    if args.page:
+        page = tables.replaced(args.page.read_text(), "measured", text)
+        if model_table:
+            page = tables.replaced(page, "modelled", model_table)
+        args.page.write_text(page)
     if args.chart:
         args.chart.write_text(chart.draw(speeds, f"{speeds.device}, {found['machine']['date']}"))
     missed = [line for line in map(tables.missed, goals) if line]

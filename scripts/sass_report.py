@@ -169,9 +169,13 @@ def modelled_costs(rows):
 
 
 def modelled():
-    """Tokens a second of a Tesla M40 by its model, by (model, type, batch), where batch 0 is a prompt."""
+    """
+    Tokens a second of a Tesla M40 by its model, by (model, type, batch), where batch 0 is a prompt; and the table of the
+    first model.
+    """
     costs = modelled_costs(measured_rows(read_kernels(out_dir()), Budgets(BUDGETS.read_text())))
-    return {(name, *key): rate for name in model.MODELS for key, rate in model.rates(name, *costs).items()}
+    found = {(name, *key): rate for name in model.MODELS for key, rate in model.rates(name, *costs).items()}
+    return found, model.table(next(iter(model.MODELS)), *costs)
 
 
 MODELLED = re.compile(r"(gemv|small|skinny)_(?P<type>[a-z0-9]+(_[01k])?)(_[bn](?P<batch>\d+))?")

@@ -67,9 +67,21 @@ def host_times(speeds: Speeds) -> str:
 
 
 def markdown(found: dict, speeds: Speeds, goals: list[Goal], modelled: dict) -> str:
-    commands = "\n".join(dict.fromkeys(run["command"] for run in found["runs"]))
-    parts = [machine(found, speeds), promised(goals, modelled), decoding(speeds), host_times(speeds), f"```sh\n{commands}\n```\n"]
-    return "\n".join(parts)
+    # A shell writes the long list of batches.
+    listed = ",".join(map(str, range(1, 33)))
+    commands = "\n".join(dict.fromkeys(run["command"].replace(f" {listed} ", " $(seq -s, 32) ") for run in found["runs"]))
+    example = f"<!-- example: gpu: models that only a card runs at speed -->\n```sh\n{commands}\n```\n"
+    return "\n".join([machine(found, speeds), promised(goals, modelled), decoding(speeds), host_times(speeds), example])
+
+
+def replaced(page: str, part: str, text: str) -> str:
+    """The page with what is between the part's two marks replaced."""
+    begin, end = f"<!-- {part}: begin -->\n", f"<!-- {part}: end -->"
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise SystemExit(f"bench-report: the page lacks {begin.strip()} or {end}")
+    return before + begin + "\n" + text.strip() + "\n\n" + end + after
 
 
 def missed(goal: Goal) -> str | None:

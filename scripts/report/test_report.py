@@ -65,6 +65,14 @@ class Report(unittest.TestCase):
         self.assertIn("| llama3-8b Q8_0, batch 16 | ≥ 308.0 |  | 1600 | 308.0 | 321.4 |", text)
         self.assertIn("gemm_f16 47.0 TFLOP/s", text)
 
+    def test_a_page_keeps_what_is_outside_of_its_marks(self):
+        page = "before\n<!-- measured: begin -->\nold\n<!-- measured: end -->\nafter\n"
+        once = tables.replaced(page, "measured", "new\n")
+        self.assertEqual(once, "before\n<!-- measured: begin -->\n\nnew\n\n<!-- measured: end -->\nafter\n")
+        self.assertEqual(tables.replaced(once, "measured", "new\n"), once)
+        with self.assertRaises(SystemExit):
+            tables.replaced("no marks", "measured", "new")
+
     def test_the_chart_is_an_image(self):
         speeds, _ = found(run("llama3-8b", "Q8_0", SWEEP))
         xml.etree.ElementTree.fromstring(chart.draw(speeds, "a card & a date"))
