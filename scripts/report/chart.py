@@ -21,9 +21,9 @@ def draw(speeds: Speeds, caption: str) -> str:
     for (left, right), (kind, points) in zip(EDGES, ours.items()):
         title = f"{model} {kind}"
         panel = Panel(Place(left, right, 316), title, "tokens a second, all sequences", "sequences decoded at once", MOST, 0, high)
-        panel.series(2, "llama.cpp, H100, as cc 5.2", list(zip(PEER_BATCHES, PEER[model, kind])), 80, dashed=True)
+        panel.series(2, "llama.cpp on an H100", list(zip(PEER_BATCHES, PEER[model, kind])), 80, dashed=True)
         if points:
             panel.series(0, "m40llm", points, 0, dots=False)
         panels.append(panel)
-    panels[0].text(EDGES[0][0], HEIGHT - 6, caption, "start")
+    panels[0].text(EDGES[0][0], HEIGHT - 6, f"m40llm: {caption}; llama.cpp: held to its path for compute capability 5.2", "start")
     return document(WIDTH, HEIGHT, f"Tokens a second by batch, m40llm and llama.cpp: {caption}", panels)
