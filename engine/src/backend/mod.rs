@@ -8,6 +8,8 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 
+#[cfg(not(feature = "cuda"))]
+use crate::device::Host;
 use crate::{
     config::{BackendChoice, KvType},
     device::Devices,
@@ -29,7 +31,7 @@ pub fn devices() -> Devices {
 /// that is the CPU.
 pub fn copy_speed(choice: &BackendChoice) -> Result<Option<f64>, EngineError> {
     #[cfg(feature = "cuda")]
-    if let Some(device) = cuda::device::chosen(choice)? {
+    if let cuda::device::Chosen::Device(device) = cuda::device::chosen(choice)? {
         return cuda::copy_speed(&device).map(Some);
     }
     let _ = choice;
@@ -39,6 +41,13 @@ pub fn copy_speed(choice: &BackendChoice) -> Result<Option<f64>, EngineError> {
 /// Why a build without CUDA uses no device.
 pub(crate) const NO_CUDA: &str =
     "this build runs models on the CPU only: build it with --features cuda (make run CUDA=1 does)";
+
+/// Why a card that is there is not used, in a build without CUDA.
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn unused_card(choice: &BackendChoice) -> Option<String> {
+    let there = *choice == BackendChoice::Auto && !Host::read().cards.is_empty();
+    there.then(|| NO_CUDA.to_owned())
+}
 
 /// Which halves of a head RoPE rotates together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
