@@ -4,4 +4,8 @@
 #[allow(dead_code, reason = "the engine's tests use the rest of it")]
 mod gguf_files;
 
+#[path = "../it/device_selection/page.rs"]
+mod page;
+
+mod devices;
 mod fault;

@@ -1,6 +1,8 @@
 //! The gateway's tests against `app()`, without sockets unless a test is about them.
 
 mod cli;
+#[cfg(feature = "cuda")]
+mod device_selection;
 #[path = "../../../engine/tests/it/support/mod.rs"]
 #[allow(dead_code, reason = "the engine's tests use the rest of it")]
 mod gguf_files;

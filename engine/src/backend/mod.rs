@@ -10,6 +10,8 @@ pub mod cuda;
 
 use std::time::Duration;
 
+#[cfg(not(feature = "cuda"))]
+use crate::device::Host;
 use crate::{
     config::{BackendChoice, KvType},
     device::Devices,
@@ -39,7 +41,7 @@ pub struct DeviceSpeed {
 /// Measures the device that `choice` stands for; `None` where that is the CPU.
 pub fn device_speed(choice: &BackendChoice) -> Result<Option<DeviceSpeed>, EngineError> {
     #[cfg(feature = "cuda")]
-    if let Some(device) = cuda::device::chosen(choice)? {
+    if let cuda::device::Chosen::Device(device) = cuda::device::chosen(choice)? {
         return cuda::measure(&device).map(Some);
     }
     let _ = choice;
@@ -49,6 +51,13 @@ pub fn device_speed(choice: &BackendChoice) -> Result<Option<DeviceSpeed>, Engin
 /// Why a build without CUDA uses no device.
 pub(crate) const NO_CUDA: &str =
     "this build runs models on the CPU only: build it with --features cuda (make run CUDA=1 does)";
+
+/// Why a card that is there is not used, in a build without CUDA.
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn unused_card(choice: &BackendChoice) -> Option<String> {
+    let there = *choice == BackendChoice::Auto && !Host::read().cards.is_empty();
+    there.then(|| NO_CUDA.to_owned())
+}
 
 /// Which halves of a head RoPE rotates together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

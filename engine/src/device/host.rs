@@ -3,6 +3,8 @@
 
 use std::{fs, path::Path};
 
+use super::DeviceInfo;
+
 /// The last driver branch that runs Maxwell cards.
 const LAST_MAXWELL_BRANCH: u32 = 580;
 /// CUDA 12.4: the driver interface that the engine uses.
@@ -35,6 +37,30 @@ impl Driver {
              branch R{OLDEST_BRANCH} or newer (R{LAST_MAXWELL_BRANCH} is the last for Tesla M40)"
         ))
     }
+
+    /// Refuses to have code compiled that is newer than the driver's own compiler. `ptx` is that code's version.
+    pub fn check_compiler(self, ptx: (u32, u32), device: &DeviceInfo) -> Result<(), String> {
+        // CUDA 12.6 had no PTX version of its own: up to 12.5 the second numbers are equal, from 12.7 on one apart.
+        let needed = match ptx {
+            (8, minor) => (12, if minor > 5 { minor + 1 } else { minor }),
+            (major, minor) => (major + 4, minor),
+        };
+        if self.cuda >= needed {
+            return Ok(());
+        }
+        let ((has_major, has_minor), (major, minor)) = (self.cuda, needed);
+        Err(format!(
+            "{device} has compute capability {}, for which the driver compiles the kernels: it offers CUDA \
+             {has_major}.{has_minor} and {major}.{minor} is needed: install branch R{} or newer",
+            device.compute_capability,
+            branch_of(needed)
+        ))
+    }
+}
+
+/// The first driver branch that offers a CUDA of the 12 series: R550 has 12.4, R575 has 12.9.
+fn branch_of((_, minor): (u32, u32)) -> u32 {
+    OLDEST_BRANCH + 5 * minor.saturating_sub(OLDEST_CUDA.1)
 }
 
 /// An NVIDIA display or compute card on the bus.
@@ -182,6 +208,7 @@ fn cards(devices: &Path) -> Vec<PciCard> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::tests::card;
 
     fn host(device: u16, driver: Option<&str>) -> Host {
         let card = PciCard { address: "0000:03:00.0".into(), device };
@@ -195,6 +222,26 @@ mod tests {
         let error = Driver::from_version(12020).check().expect_err("12.2");
         assert!(error.contains("12.2") && error.contains("R550") && error.contains("R580"), "{error}");
         assert!(Driver::from_version(-1).check().is_err());
+    }
+
+    #[test]
+    fn a_driver_older_than_the_kernels_compiler_is_told_for_cards_that_want_them_compiled() {
+        let h100 = card(1, "NVIDIA H100", (9, 0));
+        let check = |version, ptx| Driver::from_version(version).check_compiler(ptx, &h100);
+        assert_eq!(
+            (check(12090, (8, 8)), check(13000, (8, 8)), check(12050, (8, 5))),
+            (Ok(()), Ok(()), Ok(()))
+        );
+        for (version, ptx, parts) in [
+            (12080, (8, 8), ["device 1 (NVIDIA H100)", "12.8 and 12.9", "R575"]),
+            (12040, (8, 5), ["compute capability 9.0", "12.4 and 12.5", "R555"]),
+            (12040, (8, 6), ["compute capability 9.0", "12.4 and 12.7", "R565"]),
+        ] {
+            let error = check(version, ptx).expect_err("too old");
+            for part in parts {
+                assert!(error.contains(part), "{error:?} lacks {part:?}");
+            }
+        }
     }
 
     #[test]

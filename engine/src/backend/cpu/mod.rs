@@ -59,6 +59,7 @@ pub struct CpuBackend {
     isa: Isa,
     level: Level,
     pool: Pool,
+    notice: Option<String>,
     run: Option<Run>,
 }
 
@@ -87,7 +88,13 @@ impl CpuBackend {
             return Err(EngineError::Config(format!("this processor has no {}", options.isa.name())));
         }
         let level = Level::of(options.isa);
-        Ok(Self { isa: options.isa, level, pool: Pool::new(options.threads), run: None })
+        Ok(Self { isa: options.isa, level, pool: Pool::new(options.threads), notice: None, run: None })
+    }
+
+    /// With something that the user should know of this choice.
+    #[must_use]
+    pub fn with_notice(self, notice: Option<String>) -> Self {
+        Self { notice, ..self }
     }
 
     fn parts(&mut self) -> Result<(Device<'_>, &mut Run), EngineError> {
@@ -102,6 +109,10 @@ impl Backend for CpuBackend {
 
     fn describe(&self) -> String {
         format!("cpu ({}, {} threads)", self.isa.name(), self.pool.threads())
+    }
+
+    fn notices(&self) -> Vec<String> {
+        self.notice.clone().into_iter().collect()
     }
 
     fn load(&mut self, tensor: &Tensor) -> Result<Tensor, EngineError> {

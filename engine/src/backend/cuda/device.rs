@@ -8,7 +8,7 @@ use cudarc::driver::{
     sys::{self, CUdevice_attribute as Attribute},
 };
 
-use super::error::Call as _;
+use super::{error::Call as _, module::ptx_version};
 use crate::{
     config::BackendChoice,
     device::{Code, ComputeCapability, DeviceId, DeviceInfo, Devices, Driver, Host, PciLink, choose},
@@ -26,7 +26,7 @@ pub struct Device {
 impl Device {
     /// Opens the device that was asked for, or the best one.
     pub fn open(wanted: Option<&DeviceId>, require_sm52: bool) -> Result<Self, EngineError> {
-        start()?;
+        let driver = start()?;
         let devices = (0..count()?).map(describe).collect::<Result<Vec<_>, _>>()?;
         let info = choose(&devices, wanted, require_sm52).map_err(|words| {
             let unlisted = Host::read().unlisted(&addresses(&devices));
@@ -34,6 +34,7 @@ impl Device {
         })?;
         let mut info = info.clone();
         let code = info.code().map_err(EngineError::Device)?;
+        check_compiler(driver, &info, code).map_err(EngineError::Device)?;
         let context =
             CudaContext::new(info.index).call(format_args!("cuDevicePrimaryCtxRetain of {info}"))?;
         let (free, _) = context.mem_get_info().call("cuMemGetInfo")?;
@@ -63,29 +64,48 @@ impl Device {
     }
 }
 
-/// The device that was asked for, or that there is; nothing where the CPU is to be used.
-pub fn chosen(choice: &BackendChoice) -> Result<Option<Device>, EngineError> {
+/// Where a model is to run.
+#[derive(Debug)]
+pub enum Chosen {
+    /// On this device.
+    Device(Device),
+    /// On the CPU; with the reason where a device would have been taken.
+    Cpu(Option<String>),
+}
+
+/// The device that was asked for, or that there is, else the CPU.
+pub fn chosen(choice: &BackendChoice) -> Result<Chosen, EngineError> {
     match choice {
         BackendChoice::Cuda { device, require_sm52 } => {
-            Device::open(device.as_ref(), *require_sm52).map(Some)
+            Device::open(device.as_ref(), *require_sm52).map(Chosen::Device)
         }
-        BackendChoice::Auto => Ok(Device::open(None, false)
-            .inspect_err(|reason| tracing::debug!(%reason, "no CUDA device, so the CPU"))
-            .ok()),
-        BackendChoice::Cpu | BackendChoice::Reference => Ok(None),
+        BackendChoice::Auto => Ok(match Device::open(None, false) {
+            Ok(device) => Chosen::Device(device),
+            Err(reason) => Chosen::Cpu(Some(reason.to_string())),
+        }),
+        BackendChoice::Cpu | BackendChoice::Reference => Ok(Chosen::Cpu(None)),
+    }
+}
+
+/// Whether the driver can compile this binary's kernels, where that is what runs on the device.
+fn check_compiler(driver: Driver, info: &DeviceInfo, code: Code) -> Result<(), String> {
+    match (code, ptx_version()) {
+        (Code::Ptx, Some(ptx)) => driver.check_compiler(ptx, info),
+        _ => Ok(()),
     }
 }
 
 /// What `m40llm devices` shows. What the driver refuses to tell becomes the note.
 pub fn list() -> Devices {
     let mut found = Devices::default();
-    match start() {
-        Ok(driver) => found.driver = Some(driver),
+    let driver = match start() {
+        Ok(driver) => driver,
         Err(e) => {
             found.note = Some(e.to_string());
             return found;
         }
-    }
+    };
+    found.driver = Some(driver);
     let described = count().and_then(|n| (0..n).map(describe).collect::<Result<Vec<_>, _>>());
     match described {
         Ok(devices) => found.devices = devices,
@@ -96,8 +116,10 @@ pub fn list() -> Devices {
         let memory = CudaContext::new(device.index).and_then(|context| context.mem_get_info());
         device.free_memory = memory.ok().map(|(free, _)| free as u64);
     }
+    let refused =
+        found.devices.iter().find_map(|device| check_compiler(driver, device, device.code().ok()?).err());
     let unlisted = Host::read().unlisted(&addresses(&found.devices));
-    found.note = found.note.or(unlisted);
+    found.note = found.note.or(refused).or(unlisted);
     found
 }
 

@@ -27,6 +27,19 @@ struct Image {
     ptx: &'static str,
 }
 
+/// The version of the intermediate code, of which a driver must be as new: 8.8 is the compiler's of CUDA 12.9.
+pub fn ptx_version() -> Option<(u32, u32)> {
+    let versions = IMAGES.iter().filter_map(|image| version_of(image.ptx));
+    versions.max()
+}
+
+/// `.version 8.8`, a line before any code.
+fn version_of(ptx: &str) -> Option<(u32, u32)> {
+    let (major, minor) =
+        ptx.lines().find_map(|line| line.strip_prefix(".version "))?.trim().split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
 /// Threads that load kernels at the same time, at most.
 const LOADERS: usize = 8;
 
