@@ -203,7 +203,7 @@ impl Mask {
 pub(crate) enum Walk {
     /// Before its first token: it holds nothing of its own while it waits for its turn.
     Start(Constraint),
-    /// After a token, or before the first.
+    /// After a token.
     At(Box<Matcher>),
     /// The mask of what may come next is being computed.
     Beside(Receiver<Computed>),
