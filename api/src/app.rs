@@ -134,7 +134,8 @@ impl AppState {
 
     /// Begins to serve. Chat templates are chosen here, once. A second engine is ignored.
     pub fn set_engine(&self, engine: Engine) {
-        let _ = self.0.model.set(Arc::new(Model::new(engine)));
+        let model = Model::new(engine, self.0.config.prompt_format);
+        let _ = self.0.model.set(Arc::new(model));
     }
 
     /// Refuses new work from now on; what was taken is finished.
@@ -251,18 +252,22 @@ const TEMPLATED: [PromptFormat; 4] =
     [PromptFormat::Auto, PromptFormat::Template, PromptFormat::Llama3Chat, PromptFormat::QwenChat];
 
 impl Model {
-    fn new(engine: Engine) -> Self {
+    fn new(engine: Engine, prompt_format: PromptFormat) -> Self {
         let templates =
             TEMPLATED.map(|format| ChatTemplate::choose(format, engine.metadata(), engine.tokenizer()));
         let info = engine.info();
+        // What a seed's text depends on: the build, the model, the backend with what it keeps of keys and values, and how
+        // a chat becomes a prompt.
         let fingerprint = fingerprint(&format!(
-            "{}|{:?}|{}|{}|{}|{}",
+            "{}|{:?}|{}|{}|{}|{:x}|{}|{}|{prompt_format:?}",
             env!("CARGO_PKG_VERSION"),
             info.name,
             info.architecture,
             info.quantization,
             info.parameters,
-            info.backend
+            info.digest,
+            info.backend,
+            info.kv_bytes / info.kv_tokens.max(1) as u64,
         ));
         Self { engine, fingerprint, templates }
     }

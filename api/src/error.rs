@@ -47,6 +47,8 @@ pub struct ApiError {
     detail: ErrorDetail,
     /// When another try makes sense.
     retry_after: Option<Duration>,
+    /// None does, whatever the status says.
+    hopeless: bool,
 }
 
 /// Marks responses whose body is settled, for [`shape_rejections`].
@@ -68,7 +70,7 @@ const SERVER: &str = "server_error";
 impl ApiError {
     fn new(status: StatusCode, r#type: &'static str, message: impl Into<String>) -> Self {
         let detail = ErrorDetail { message: message.into(), r#type, param: None, code: None };
-        Self { status, detail, retry_after: None }
+        Self { status, detail, retry_after: None, hopeless: false }
     }
 
     /// 400: the field `param` is missing, of the wrong type or out of range. The message begins with
@@ -179,7 +181,15 @@ impl ApiError {
     pub(crate) fn limited(refused: &Refused) -> Self {
         let mut error = Self::rate_limited(refused.to_string(), Duration::ZERO);
         error.retry_after = refused.wait();
+        error.hopeless = error.retry_after.is_none();
         error
+    }
+
+    /// The same, which the next try would get too: the SDKs are told not to make one.
+    #[must_use]
+    pub(crate) fn hopeless(mut self) -> Self {
+        self.hopeless = true;
+        self
     }
 
     /// 429 for an address that keeps trying keys.
@@ -192,7 +202,7 @@ impl ApiError {
         match error {
             AuthError::UnknownKey(_) => Self::request(StatusCode::NOT_FOUND, format!("{error}.")),
             AuthError::Invalid(_) => Self::request(StatusCode::BAD_REQUEST, format!("{error}.")),
-            AuthError::Secret(_) => Self::request(StatusCode::CONFLICT, format!("{error}.")),
+            AuthError::Secret(_) => Self::request(StatusCode::CONFLICT, format!("{error}.")).hopeless(),
             AuthError::State(_) | AuthError::Database(_) => {
                 tracing::error!("{error}");
                 Self::internal("The key store failed; the server's log says how.")
@@ -239,7 +249,7 @@ impl ApiError {
     pub fn template(error: TextError, param: &str) -> Self {
         match error {
             TextError::Rejected(_) => Self::invalid(param, error),
-            TextError::Metadata(_) | TextError::Template(_) => Self::internal(error.to_string()),
+            TextError::Metadata(_) | TextError::Template(_) => Self::internal(error.to_string()).hopeless(),
         }
     }
 
@@ -286,7 +296,7 @@ impl IntoResponse for ApiError {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(milliseconds.div_ceil(1000)));
             headers.insert(RETRY_AFTER_MS, HeaderValue::from(milliseconds));
         }
-        if self.status == StatusCode::TOO_MANY_REQUESTS && self.retry_after.is_none() {
+        if self.hopeless {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         if self.status == StatusCode::UNAUTHORIZED {
@@ -375,6 +385,32 @@ mod tests {
         assert_eq!(ApiError::submit(SubmitError::Stopped("x".into()), "prompt").status().as_u16(), 500);
         assert_eq!(ApiError::submit(SubmitError::InvalidPrompt("x".into()), "prompt").status().as_u16(), 400);
         assert_eq!(ApiError::template(TextError::Rejected("x".into()), "messages").status().as_u16(), 400);
+    }
+
+    #[test]
+    fn what_another_try_would_get_too_is_told_the_sdks() {
+        let told = |error: ApiError| error.into_response().headers().get(SHOULD_RETRY).cloned();
+        let never = Some(HeaderValue::from_static("false"));
+        assert_eq!(told(ApiError::template(TextError::Template("x".into()), "messages")), never);
+        assert_eq!(told(ApiError::auth(&AuthError::Secret("x".into()))), never);
+        let too_large = Refused::TooLarge { limit: 1, requested: 2 };
+        assert_eq!(told(ApiError::limited(&too_large)), never);
+        for passing in [
+            ApiError::limited(&Refused::Concurrent { limit: 1 }),
+            ApiError::internal("x"),
+            ApiError::overloaded("x"),
+            ApiError::body_timeout(),
+        ] {
+            assert_eq!(told(passing), None);
+        }
+    }
+
+    #[test]
+    fn nobody_is_told_to_wait_longer_than_a_minute_or_not_at_all() {
+        for (wait, told) in [(0, "1"), (1, "1"), (1_001, "2"), (59_999, "60"), (86_400_000, "60")] {
+            let response = ApiError::overloaded("x").retry_after(Duration::from_millis(wait)).into_response();
+            assert_eq!(response.headers()[header::RETRY_AFTER], told, "{wait} ms");
+        }
     }
 
     #[test]

@@ -83,6 +83,17 @@ impl Generation {
     }
 }
 
+/// A request of several parts that are submitted one after another. While it lasts the engine counts as busy, and
+/// takes its parts also when it drains.
+#[derive(Debug)]
+pub struct Admission(Arc<AtomicUsize>);
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// A loaded model and the thread that runs it. Cheap to clone; the last clone dropped waits for the thread,
 /// which ends once what was submitted is finished.
 #[derive(Debug, Clone)]
@@ -115,6 +126,8 @@ struct Inner {
     _worker: Joined,
     shared: Arc<Shared>,
     draining: AtomicBool,
+    /// Requests whose parts may still come.
+    admitted: Arc<AtomicUsize>,
     /// Requests taken and not ended, and how many there may be.
     active: Arc<AtomicUsize>,
     max_active: usize,
@@ -167,6 +180,7 @@ impl Engine {
             _worker: Joined(Some(worker)),
             shared,
             draining: AtomicBool::new(false),
+            admitted: Arc::default(),
             active: Arc::default(),
             max_active: config.max_batch + config.max_queue,
             max_batch: config.max_batch,
@@ -202,12 +216,33 @@ impl Engine {
 
     /// Queues requests that go on from one prompt, all or none: it is computed and held once. Never blocks.
     pub fn submit_choices(&self, requests: Vec<GenerateRequest>) -> Result<Vec<Generation>, SubmitError> {
+        if self.inner.draining.load(Ordering::SeqCst) {
+            return Err(self.failure().map_or(SubmitError::Draining, SubmitError::Stopped));
+        }
+        self.queue(requests)
+    }
+
+    /// Lets a request in whose parts are submitted one after another.
+    pub fn admit(&self) -> Result<Admission, SubmitError> {
+        // Counted first: who drains and then looks whether the engine is busy sees it.
+        self.inner.admitted.fetch_add(1, Ordering::SeqCst);
+        let admission = Admission(Arc::clone(&self.inner.admitted));
+        if self.inner.draining.load(Ordering::SeqCst) { Err(SubmitError::Draining) } else { Ok(admission) }
+    }
+
+    /// Queues a part of a request that was let in. Never blocks.
+    pub fn submit_part(&self, _: &Admission, request: GenerateRequest) -> Result<Generation, SubmitError> {
+        if self.inner.shared.ending.load(Ordering::Relaxed) {
+            return Err(SubmitError::Draining);
+        }
+        let mut generations = self.queue(vec![request])?;
+        generations.pop().ok_or_else(|| SubmitError::InvalidPrompt("there is no request".into()))
+    }
+
+    fn queue(&self, requests: Vec<GenerateRequest>) -> Result<Vec<Generation>, SubmitError> {
         let inner = &*self.inner;
         if let Some(words) = self.failure() {
             return Err(SubmitError::Stopped(words));
-        }
-        if inner.draining.load(Ordering::Relaxed) {
-            return Err(SubmitError::Draining);
         }
         let (predicted, position) = requests.first().map_or((Duration::ZERO, 0), |first| {
             let forecast = lock(&inner.shared.forecast);
@@ -249,7 +284,8 @@ impl Engine {
         Ok(generations)
     }
 
-    fn check(&self, request: &GenerateRequest) -> Result<(), SubmitError> {
+    /// Whether a request could be taken at all, by its prompt and its length.
+    pub fn check(&self, request: &GenerateRequest) -> Result<(), SubmitError> {
         let ModelInfo { ctx_size, vocab_size, .. } = self.inner.info;
         let prompt = request.prompt.len();
         if prompt == 0 {
@@ -289,12 +325,12 @@ impl Engine {
 
     /// Refuses new requests from now on; what was taken is finished.
     pub fn drain(&self) {
-        self.inner.draining.store(true, Ordering::Relaxed);
+        self.inner.draining.store(true, Ordering::SeqCst);
     }
 
     /// True while submitted work is unfinished.
     pub fn is_busy(&self) -> bool {
-        self.inner.active.load(Ordering::Relaxed) > 0
+        self.inner.active.load(Ordering::Relaxed) > 0 || self.inner.admitted.load(Ordering::SeqCst) > 0
     }
 
     /// Returns the worker's last words when it has ended by a failure, and not before.

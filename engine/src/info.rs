@@ -27,6 +27,8 @@ pub struct ModelInfo {
     pub ctx_size: usize,
     /// The context the model was trained for.
     pub ctx_train: usize,
+    /// Tells models apart that are alike in all this: of the tensors' names, types and sizes, and of a few bytes of each.
+    pub digest: u64,
     /// Vocabulary size.
     pub vocab_size: usize,
     /// Embedding width.
@@ -52,6 +54,7 @@ pub(crate) struct Described {
     name: Option<String>,
     quantization: String,
     parameters: u64,
+    digest: u64,
     /// Bytes of tensor data.
     pub(crate) size_bytes: u64,
     /// Type, rows and columns of each matrix.
@@ -66,6 +69,7 @@ impl Described {
             name: file.metadata().str("general.name").ok().flatten().map(str::to_owned),
             quantization: quantization(file),
             parameters: tensors.iter().map(|t| t.dims.iter().product::<usize>() as u64).sum(),
+            digest: digest(file),
             size_bytes: tensors.iter().map(|t| t.range.len() as u64).sum(),
             matrices: matrices.map(|t| (t.dtype, t.dims[1..].iter().product(), t.dims[0])).collect(),
         }
@@ -77,6 +81,7 @@ impl Described {
             name: Some(named.name.to_owned()),
             quantization: mixture.name(),
             parameters: matrices.iter().map(|&(_, rows, cols)| (rows * cols) as u64).sum(),
+            digest: 0,
             size_bytes: matrices
                 .iter()
                 .map(|&(dtype, rows, cols)| (rows * dtype.row_bytes(cols)) as u64)
@@ -102,6 +107,7 @@ impl ModelInfo {
             size_bytes: described.size_bytes,
             ctx_size: plan.ctx_size,
             ctx_train: model.ctx_train,
+            digest: described.digest,
             vocab_size: model.shape.vocab,
             embedding_length: model.shape.dim,
             pooling: model.pooling,
@@ -122,6 +128,25 @@ impl ModelInfo {
         let gigabytes = self.size_bytes as f64 / 1e9;
         Some(format!("{gigabytes:.2} GB in {seconds:.2} s, {:.1} GB/s", gigabytes / seconds))
     }
+}
+
+/// FNV-1a (64 bits) of each tensor's description and of what stands in its midst: training changes every tensor, and
+/// reading all of them would take as long as loading.
+fn digest(file: &Gguf) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut take = |bytes: &[u8]| {
+        for &byte in bytes {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    };
+    for info in file.tensors() {
+        take(format!("{}|{}|{:?}", info.name, info.dtype.name(), info.dims).as_bytes());
+        if let Some(tensor) = file.tensor(&info.name) {
+            let middle = tensor.bytes().len() / 2;
+            take(&tensor.bytes()[middle..][..64.min(tensor.bytes().len() - middle)]);
+        }
+    }
+    hash
 }
 
 /// The name of `general.file_type` (llama.cpp's `llama_ftype`), else that of the type most bytes have.

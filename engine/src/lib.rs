@@ -43,7 +43,7 @@ mod worker;
 pub use config::{BackendChoice, EngineConfig, KvType};
 pub use device::DeviceId;
 pub use error::{EngineError, SubmitError};
-pub use handle::{Distribution, Engine, Generation, LoadProgress, Stats};
+pub use handle::{Admission, Distribution, Engine, Generation, LoadProgress, Stats};
 pub use info::ModelInfo;
 pub use meter::Meter;
 pub use model::Pooling;

@@ -141,6 +141,7 @@ pub(crate) fn info(ctx_size: usize, vocab_size: usize) -> ModelInfo {
         size_bytes: 0,
         ctx_size,
         ctx_train: ctx_size,
+        digest: 0,
         vocab_size,
         embedding_length: 0,
         pooling: Some(Pooling::Mean),
@@ -219,5 +220,29 @@ mod tests {
         }
         let refused = engine.submit(request()).unwrap_err();
         assert!(matches!(refused, SubmitError::Stopped(words) if words.contains("on purpose")));
+    }
+
+    #[test]
+    fn what_was_let_in_is_finished_while_draining() {
+        let engine = Engine::from_source(&config(), |inbox| {
+            while let Some(job) = inbox.recv() {
+                let usage = Usage { prompt_tokens: 2, cached_tokens: 0, completion_tokens: 0 };
+                job.send(Event::Done { reason: FinishReason::Length, matched: None, usage });
+            }
+        })
+        .unwrap();
+        let admission = engine.admit().unwrap();
+        assert!(engine.is_busy(), "parts may come");
+        engine.drain();
+        assert!(matches!(engine.submit(request()), Err(SubmitError::Draining)));
+        assert!(matches!(engine.admit(), Err(SubmitError::Draining)));
+        let mut part = engine.submit_part(&admission, request()).unwrap();
+        assert!(matches!(part.blocking_next(), Some(Event::Done { .. })));
+        engine.end();
+        assert!(matches!(engine.submit_part(&admission, request()), Err(SubmitError::Draining)));
+        drop((part, admission));
+        while engine.is_busy() {
+            std::thread::yield_now();
+        }
     }
 }

@@ -63,13 +63,6 @@ pub struct MessagesRequest {
 }
 object_only!(MessagesRequest);
 
-impl MessagesRequest {
-    /// Whether there is a grammar to compile, which takes longer than reading a request.
-    pub(crate) fn compiles(&self) -> bool {
-        self.tools.is_some() || self.output_config.as_ref().is_some_and(|output| output.format.is_some())
-    }
-}
-
 /// A conversation whose tokens are counted.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(remote = "Self")]
@@ -167,7 +160,7 @@ pub struct Tool {
     /// What it does.
     pub description: Option<String>,
     /// A JSON schema of its arguments.
-    #[schema(value_type = Option<Object>)]
+    #[schema(required, value_type = Object)]
     pub input_schema: Option<Json>,
     /// Whether arguments must follow the schema.
     pub strict: Option<bool>,

@@ -1,15 +1,13 @@
 //! `/v1/chat/completions`.
 
-use std::fmt;
-
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use utoipa::ToSchema;
 
 pub use super::format::ResponseFormat;
 use super::{
-    FinishReason, LogitBias, Stop, StreamOptions, Usage, format::StructuredOutputs, int, number, object_only,
-    seed,
+    FinishReason, LogitBias, Stop, StreamOptions, TextOr, Usage, format::StructuredOutputs, int, number,
+    object_only, seed,
 };
 
 /// A conversation to continue. A `null` is the same as an absent field; unknown fields are ignored, as
@@ -140,6 +138,7 @@ pub struct ChatMessage {
     #[schema(example = "user")]
     pub role: String,
     /// What was said: a string, null, or parts of text.
+    #[schema(value_type = Option<ContentSchema>)]
     pub content: Option<Content>,
     /// The speaker's name.
     pub name: Option<String>,
@@ -152,14 +151,8 @@ pub struct ChatMessage {
 }
 object_only!(ChatMessage);
 
-/// A message's content.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Content {
-    /// A string.
-    Text(String),
-    /// Parts, whose texts are joined.
-    Parts(Vec<ContentPart>),
-}
+/// A message's content: parts are joined.
+pub type Content = TextOr<ContentPart>;
 
 /// A string, or a list of text parts, which are joined.
 #[derive(ToSchema)]
@@ -171,42 +164,6 @@ pub enum ContentSchema {
     Text(String),
     /// Its parts.
     Parts(Vec<ContentPart>),
-}
-
-impl utoipa::PartialSchema for Content {
-    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
-        ContentSchema::schema()
-    }
-}
-impl ToSchema for Content {
-    fn name() -> std::borrow::Cow<'static, str> {
-        "Content".into()
-    }
-    fn schemas(schemas: &mut Vec<(String, utoipa::openapi::RefOr<utoipa::openapi::Schema>)>) {
-        ContentSchema::schemas(schemas);
-    }
-}
-
-impl<'de> Deserialize<'de> for Content {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl<'de> de::Visitor<'de> for Visitor {
-            type Value = Content;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string, null or a list of content parts")
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Content, E> {
-                Ok(Content::Text(text.to_owned()))
-            }
-            fn visit_string<E: de::Error>(self, text: String) -> Result<Content, E> {
-                Ok(Content::Text(text))
-            }
-            fn visit_seq<A: de::SeqAccess<'de>>(self, items: A) -> Result<Content, A::Error> {
-                Vec::deserialize(de::value::SeqAccessDeserializer::new(items)).map(Content::Parts)
-            }
-        }
-        deserializer.deserialize_any(Visitor)
-    }
 }
 
 /// A part of a message. Only text is understood; another `type` is a 400.
@@ -275,7 +232,7 @@ pub struct FunctionDefinition {
     /// A JSON schema of its arguments, which are an object. None are taken when it is absent.
     #[schema(value_type = Option<Object>)]
     parameters: Option<Json>,
-    /// Refuse the request when this schema cannot be enforced. Otherwise it is so only where a call is required.
+    /// Schemas are enforced either way. With it, as where a call is required, so must every `format` be.
     strict: Option<bool>,
 }
 

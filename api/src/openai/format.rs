@@ -23,12 +23,12 @@ object_only!(ResponseFormat);
 #[serde(remote = "Self")]
 pub struct JsonSchemaFormat {
     /// 1 to 64 letters, digits, `_` and `-`.
-    #[schema(example = "person", pattern = "^[a-zA-Z0-9_-]{1,64}$")]
+    #[schema(required, value_type = String, example = "person", pattern = "^[a-zA-Z0-9_-]{1,64}$")]
     pub name: Option<String>,
     /// For the model's eyes in other servers; it is not shown to it here.
     pub description: Option<String>,
     /// The schema. Keywords that are not enforced are refused.
-    #[schema(value_type = Object)]
+    #[schema(required, value_type = Object)]
     pub schema: Option<Json>,
     /// Schemas are enforced either way.
     pub strict: Option<bool>,

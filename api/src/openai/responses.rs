@@ -8,7 +8,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use utoipa::ToSchema;
 
-use super::{TextOr, chat::Content, int, number, object_only, seed};
+use super::{
+    TextOr,
+    chat::{Content, ContentSchema},
+    int, number, object_only, seed,
+};
 
 /// A conversation to continue. Nothing is stored, whatever `store` says, so each request brings all of its
 /// conversation. A `null` is the same as an absent field; unknown fields are ignored, as are
@@ -107,13 +111,6 @@ pub struct ResponsesRequest {
 }
 object_only!(ResponsesRequest);
 
-impl ResponsesRequest {
-    /// Whether there is a grammar to compile, which takes longer than reading a request.
-    pub(crate) fn compiles(&self) -> bool {
-        self.tools.is_some() || self.text.as_ref().is_some_and(|text| text.format.is_some())
-    }
-}
-
 /// A string, which the user says, or the conversation's items.
 #[derive(ToSchema)]
 #[schema(as = ResponsesInput)]
@@ -137,16 +134,19 @@ pub struct InputItem {
     /// Of a message: `user`, `assistant`, `system` or `developer`.
     #[schema(example = "user")]
     pub role: Option<String>,
-    /// Of a message: a string, or parts of type `input_text`, `output_text` or `refusal`. Of reasoning: parts of
+    /// Of a message: a string, null, or parts of type `input_text`, `output_text` or `refusal`. Of reasoning: parts of
     /// type `reasoning_text`.
+    #[schema(value_type = Option<ContentSchema>)]
     pub content: Option<Content>,
     /// Of a call and its output: which call.
     pub call_id: Option<String>,
     /// Of a call: the function.
     pub name: Option<String>,
-    /// Of a call: JSON in a string.
-    pub arguments: Option<String>,
+    /// Of a call: JSON in a string; an object is accepted too.
+    #[schema(value_type = Option<String>, example = "{\"city\":\"Paris\"}")]
+    pub arguments: Option<Json>,
     /// Of a call's output: a string, or parts of type `input_text`.
+    #[schema(value_type = Option<ContentSchema>)]
     pub output: Option<Content>,
 }
 object_only!(InputItem);

@@ -11,15 +11,17 @@ use axum::{
     http::{HeaderMap, StatusCode, header},
 };
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use m40llm_engine::GenerateRequest;
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 
 use crate::{
     MAX_BODY_BYTES,
-    app::AppState,
+    app::{AppState, Model},
     auth::ticket::Caller,
     error::{ApiError, shorten},
     transport,
+    validate::Form,
 };
 
 /// A request's JSON body.
@@ -177,17 +179,45 @@ fn explain(path: &str, error: &serde_json::Error) -> ApiError {
 const LARGE: usize = 64 << 10;
 
 /// Places for such work, one for each core: more at once would take longer all together, each with its memory.
-static PLACES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
-    Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)))
-});
+static PLACES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(cores())));
 
-/// Runs `work` here, or on a blocking thread when the body was large. Who goes away while waiting for a place has left the
-/// line; work that has begun keeps its place to its end.
+/// Places for compiling grammars, which takes longest: of their own, so that costly ones hold up no long prompt, and
+/// fewer than there are cores, so that a flood of them leaves some to the model.
+static COMPILERS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(cores().div_ceil(2))));
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// Runs `work` here, or on a blocking thread when the body was large.
 pub(crate) async fn beside<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> T + Send + 'static) -> T {
-    if bytes <= LARGE {
-        return work();
+    if bytes <= LARGE { work() } else { placed(&PLACES, work).await }
+}
+
+/// Compiles what the outputs of `requests` must be, once all else of them is right. `param` is the field that their
+/// prompt comes from.
+pub(crate) async fn constrain(
+    form: Option<Form>,
+    model: &Arc<Model>,
+    requests: &mut [GenerateRequest],
+    param: &str,
+) -> Result<(), ApiError> {
+    let Some(form) = form else { return Ok(()) };
+    for request in &*requests {
+        model.engine.check(request).map_err(|error| ApiError::submit(error, param))?;
     }
-    let place = Arc::clone(&PLACES).acquire_owned().await;
+    let compiler = Arc::clone(model);
+    let constraint = placed(&COMPILERS, move || form.compile(&compiler.engine)).await?;
+    for request in requests {
+        request.constraint = Some(constraint.clone());
+    }
+    Ok(())
+}
+
+/// Runs `work` on a blocking thread, in one of `places`. Who goes away while waiting for one has left the line; work that
+/// has begun keeps its place to its end.
+async fn placed<T: Send + 'static>(places: &Arc<Semaphore>, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let place = Arc::clone(places).acquire_owned().await;
     let work = move || {
         let _place = place;
         work()

@@ -11,7 +11,7 @@ use m40llm_engine::{Event, TokenOut};
 
 use super::{
     Head, WorkFailures,
-    body::{Work, beside},
+    body::{Work, beside, constrain},
     finish_reason,
 };
 use crate::{
@@ -27,8 +27,8 @@ use crate::{
         },
     },
     stream::{Frames, Framing, Sequences, Wire, respond},
-    tools::{self, Piece, Said, Turn},
-    validate::{self, Formats},
+    tools::{Piece, Reading, Said, Turn},
+    validate,
 };
 
 /// Continue a conversation.
@@ -54,12 +54,11 @@ pub(super) async fn create(
     Work { caller, value, bytes }: Work<ChatRequest>,
 ) -> Result<Response, ApiError> {
     let model = state.admit(value.model.as_deref())?;
-    let job = {
+    let mut job = {
         let (model, state) = (model.clone(), state.clone());
-        let compiles = value.tools.is_some() || Formats::from(&value).any();
-        let bytes = if compiles { usize::MAX } else { bytes };
         beside(bytes, move || validate::chat(value, &model, state.config())).await?
     };
+    constrain(job.form, &model, &mut job.requests, "messages").await?;
     let n = job.requests.len();
     let sequences = Sequences::submit(&state, caller, &log, &model, job.requests, n, "messages")?;
     let head = Head::new("chatcmpl", &state, &model);
@@ -69,7 +68,7 @@ pub(super) async fn create(
         return respond(sequences, wire, Framing::Sse).await;
     }
     let predicted = sequences.predicted();
-    let (said, usage) = tools::collect(sequences, &job.reading).await?;
+    let (said, usage) = collect(sequences, &job.reading).await?;
     let choices = said.into_iter().enumerate().map(|(index, said)| ChatChoice {
         index,
         logprobs: job.logprobs.then(|| logprobs::chat(model.engine.tokenizer(), &said.tokens)),
@@ -86,6 +85,28 @@ pub(super) async fn create(
         usage,
     });
     Ok((predicted, answer).into_response())
+}
+
+/// All choices to their end, read. The first failure ends them all.
+async fn collect(sequences: Sequences, reading: &Reading) -> Result<(Vec<Said>, Usage), ApiError> {
+    let mut choices: Vec<(Turn, Said)> =
+        (0..sequences.count()).map(|_| (Turn::new(reading), Said::default())).collect();
+    let usage = sequences
+        .each(|i, event| {
+            let (turn, said) = &mut choices[i];
+            match event {
+                Event::Text { text, tokens } => said.take(turn.push(&text, tokens)),
+                Event::Done { reason, .. } => {
+                    said.take(turn.finish());
+                    (said.reason, said.called) = (reason, turn.called());
+                }
+                Event::Prompt(_) | Event::Embedding(_) | Event::Failed(_) => {}
+            }
+        })
+        .await?;
+    let thoughts = choices.iter().map(|(turn, _)| turn.reasoning_tokens()).sum();
+    let usage = usage.with_reasoning(thoughts);
+    Ok((choices.into_iter().map(|(_, said)| said).collect(), usage))
 }
 
 /// Why a choice ended: a call that is whole comes before all that the engine may say, but for the limit.

@@ -11,7 +11,7 @@ use m40llm_engine::{Event, TokenOut};
 
 use super::{
     Head, WorkFailures,
-    body::{Work, beside},
+    body::{Work, beside, constrain},
     finish_reason,
 };
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
         completions::{Completion, CompletionChoice, CompletionLogprobs, CompletionRequest},
     },
     stream::{Frames, Framing, Outcome, Sequences, Wire, respond},
-    validate::{self, CompletionJob, Formats},
+    validate::{self, CompletionJob},
 };
 
 /// Continue text.
@@ -52,10 +52,10 @@ pub(super) async fn create(
     let model = state.admit(value.model.as_deref())?;
     let mut job = {
         let (model, most) = (model.clone(), state.config().max_queue);
-        let bytes = if Formats::from(&value).any() { usize::MAX } else { bytes };
         beside(bytes, move || validate::completions(value, &model, most)).await?
     };
-    let requests = std::mem::take(&mut job.requests);
+    let mut requests = std::mem::take(&mut job.requests);
+    constrain(job.form.take(), &model, &mut requests, "prompt").await?;
     let sequences = Sequences::submit(&state, caller, &log, &model, requests, job.best_of, "prompt")?;
     let head = Head::new("cmpl", &state, &model);
     if job.stream {

@@ -16,7 +16,7 @@ use m40llm_engine::{Event, FinishReason, Meter};
 use self::blocks::{Blocks, Tell};
 use super::{
     WorkFailures,
-    body::{JsonBody, Work, beside},
+    body::{Work, beside, constrain},
     new_item_id,
 };
 use crate::{
@@ -60,9 +60,9 @@ pub(super) async fn create(
     }
     let mut job = {
         let (model, state) = (model.clone(), state.clone());
-        let bytes = if value.compiles() { usize::MAX } else { bytes };
         beside(bytes, move || validate::anthropic(value, &model, state.config())).await?
     };
+    constrain(job.form, &model, &mut job.requests, "messages").await?;
     let stops = job.requests.first_mut().map(|request| request.stop.clone()).unwrap_or_default();
     let prompt = job.requests.first().map_or(0, |request| request.prompt.len());
     let sequences = Sequences::submit(&state, caller, &log, &model, job.requests, 1, "messages")?;
@@ -100,6 +100,8 @@ pub(super) async fn create(
 }
 
 /// Count the tokens of a conversation, without an answer.
+///
+/// It is refused for what `/v1/messages` is refused for, but for its length, and but for schemas that do not compile.
 #[utoipa::path(
     post, path = "/v1/messages/count_tokens", operation_id = "countMessageTokens", tag = "Anthropic",
     request_body = CountTokensRequest,
@@ -108,16 +110,11 @@ pub(super) async fn create(
 )]
 pub(super) async fn count_tokens(
     State(state): State<AppState>,
-    JsonBody { value, bytes }: JsonBody<CountTokensRequest>,
+    Work { caller: _caller, value, bytes }: Work<CountTokensRequest>,
 ) -> Result<Json<InputTokens>, ApiError> {
-    state.check_model(value.model.as_deref())?;
-    let model = state.model()?;
+    let model = state.admit(value.model.as_deref())?;
     let value = MessagesRequest::from(value);
-    let job = {
-        let state = state.clone();
-        let bytes = if value.compiles() { usize::MAX } else { bytes };
-        beside(bytes, move || validate::anthropic(value, &model, state.config())).await?
-    };
+    let job = beside(bytes, move || validate::anthropic(value, &model, state.config())).await?;
     Ok(Json(InputTokens { input_tokens: job.requests.first().map_or(0, |request| request.prompt.len()) }))
 }
 

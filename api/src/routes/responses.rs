@@ -14,7 +14,7 @@ use m40llm_engine::{Event, FinishReason};
 use self::output::{Output, Tell};
 use super::{
     WorkFailures,
-    body::{Work, beside},
+    body::{Work, beside, constrain},
     new_item_id, now,
 };
 use crate::{
@@ -28,8 +28,8 @@ use crate::{
         responses::{
             ResponsesRequest,
             answer::{
-                self, Failure, Incomplete, InputTokensDetails, OutputTokensDetails, ResponseEvent,
-                ResponseUsage, Status,
+                self, Incomplete, InputTokensDetails, OutputTokensDetails, ResponseEvent, ResponseUsage,
+                Status,
             },
         },
     },
@@ -42,8 +42,7 @@ use crate::{
 ///
 /// Nothing is stored: each request brings its whole conversation. With `"stream": true` events come as they
 /// happen, each with a line `event:` of its type; the last one is `response.completed` or
-/// `response.incomplete`. A failure after the stream has begun is `response.failed`, an `error` event, and the
-/// end.
+/// `response.incomplete`. A failure after the stream has begun is an `error` event, and the end.
 #[utoipa::path(
     post, path = "/v1/responses", operation_id = "createResponse", tag = "OpenAI",
     request_body = ResponsesRequest,
@@ -62,11 +61,11 @@ pub(super) async fn create(
     Work { caller, value, bytes }: Work<ResponsesRequest>,
 ) -> Result<Response, ApiError> {
     let model = state.admit(value.model.as_deref())?;
-    let (job, asked) = {
+    let (mut job, asked) = {
         let (model, state) = (model.clone(), state.clone());
-        let bytes = if value.compiles() { usize::MAX } else { bytes };
         beside(bytes, move || validate::responses(value, &model, state.config())).await?
     };
+    constrain(job.form, &model, &mut job.requests, "input").await?;
     let sequences = Sequences::submit(&state, caller, &log, &model, job.requests, 1, "input")?;
     let answer = answer::Response {
         id: new_item_id("resp"),
@@ -198,16 +197,10 @@ impl Wire for Events {
         self.state(r#type, &answer, out);
     }
 
+    /// One event, and the one that every client takes for a failure: OpenAI's SDKs raise on its `error`, and pass
+    /// `response.failed` on as one event among others.
     fn failed(&mut self, error: &ApiError, out: &mut Frames) {
         let detail = error.body().error;
-        self.speech.output.cut();
-        let failed = answer::Response {
-            status: Status::Failed,
-            error: Some(Failure { code: "server_error", message: detail.message.clone() }),
-            output: self.speech.output.take_items(),
-            ..self.answer.clone()
-        };
-        self.state("response.failed", &failed, out);
         let event = ResponseEvent {
             r#type: "error",
             code: Some(detail.code),

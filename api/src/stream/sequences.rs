@@ -9,7 +9,8 @@ use std::{
 use axum::http::{HeaderName, HeaderValue};
 use futures_util::stream::{self, BoxStream};
 use m40llm_engine::{
-    EngineError, Event, FinishReason, GenerateRequest, Generation, Meter, SubmitError, Timings, TokenOut,
+    Admission, EngineError, Event, FinishReason, GenerateRequest, Generation, Meter, SubmitError, Timings,
+    TokenOut,
 };
 use tokio_stream::{StreamExt as _, StreamMap};
 
@@ -28,6 +29,8 @@ pub(crate) struct Sequences {
     /// Those that are submitted as others end, so that no more than `at_once` run.
     later: VecDeque<GenerateRequest>,
     at_once: usize,
+    /// While some are left, so that the engine takes them although it drains.
+    admission: Option<Admission>,
     model: Arc<Model>,
     /// Sequences that share a prompt: so many follow one another.
     per_prompt: usize,
@@ -60,6 +63,22 @@ struct Part {
 pub(crate) const PREDICTED_TTFT: HeaderName = HeaderName::from_static("x-m40-predicted-ttft-ms");
 /// 0 has a place in the batch at once.
 pub(crate) const QUEUE_POSITION: HeaderName = HeaderName::from_static("x-m40-queue-position");
+
+/// How long a queue that is full is left alone.
+const LEAST_PAUSE: Duration = Duration::from_millis(20);
+const MOST_PAUSE: Duration = Duration::from_secs(1);
+
+/// What the engine did not take, for whoever asked.
+fn refusal(error: SubmitError, state: &AppState, model: &Model, param: &str) -> ApiError {
+    match error {
+        SubmitError::QueueFull(_) => ApiError::submit(error, param).retry_after(model.engine.next_place()),
+        // Nobody starts it again before somebody looks.
+        SubmitError::Stopped(_) if !state.config().exit_on_failure => {
+            ApiError::submit(error, param).hopeless()
+        }
+        error => ApiError::submit(error, param),
+    }
+}
 
 /// A finished sequence.
 #[derive(Debug)]
@@ -110,16 +129,25 @@ impl Sequences {
         let mut streams = StreamMap::with_capacity(count);
         let mut parts = Vec::with_capacity(count);
         let (mut predicted, mut position) = (Duration::ZERO, 0);
-        let later = requests.split_off(requests.len().min(at_once)).into();
+        let later: VecDeque<_> = requests.split_off(requests.len().min(at_once)).into();
+        let refuse = |error| refusal(error, state, model, param);
+        let admission = (!later.is_empty()).then(|| model.engine.admit()).transpose().map_err(|error| {
+            ticket.forgive();
+            refuse(error)
+        })?;
         let mut requests = requests.into_iter().peekable();
         while let Some(prompt_tokens) = requests.peek().map(|first| first.prompt.len() as u64) {
-            let choices = requests.by_ref().take(per_prompt).collect();
+            let choices = requests.by_ref().take(per_prompt);
             // On an error the generations before these are dropped, and so cancelled.
-            let generations = model.engine.submit_choices(choices).map_err(|e| {
+            let generations = match &admission {
+                Some(admission) => {
+                    choices.map(|request| model.engine.submit_part(admission, request)).collect()
+                }
+                None => model.engine.submit_choices(choices.collect()),
+            };
+            let generations = generations.map_err(|error| {
                 ticket.forgive();
-                let full = matches!(e, SubmitError::QueueFull(_));
-                let error = ApiError::submit(e, param);
-                if full { error.retry_after(model.engine.next_place()) } else { error }
+                refuse(error)
             })?;
             for (choice, generation) in generations.into_iter().enumerate() {
                 meters.push(Arc::clone(generation.meter()));
@@ -137,6 +165,7 @@ impl Sequences {
             count,
             later,
             at_once,
+            admission,
             model: Arc::clone(model),
             per_prompt,
             usage: Usage::default(),
@@ -167,7 +196,19 @@ impl Sequences {
 
     /// The next event of any sequence; `None` after the last sequence's end.
     pub(crate) async fn next(&mut self) -> Option<(usize, Event)> {
-        let (i, event) = self.events.next().await?;
+        let (i, event) = loop {
+            if let Some(next) = self.events.next().await {
+                break next;
+            }
+            if self.later.is_empty() {
+                return None;
+            }
+            // Others have filled the queue since.
+            tokio::time::sleep(self.model.engine.next_place().clamp(LEAST_PAUSE, MOST_PAUSE)).await;
+            if let Err(error) = self.follow() {
+                break (self.parts.len() - 1, Event::Failed(error));
+            }
+        };
         self.note(i, &event);
         if matches!(event, Event::Done { .. })
             && !self.later.is_empty()
@@ -179,14 +220,16 @@ impl Sequences {
         Some((i, event))
     }
 
-    /// Submits more of those that wait. A queue that others have filled is tried again when the next one ends.
+    /// Submits more of those that wait. A queue that others have filled is tried again when the next one ends, or
+    /// after a while.
     fn follow(&mut self) -> Result<(), EngineError> {
         let mut running = self.parts.iter().filter(|part| part.reason.is_none()).count();
         while running < self.at_once
             && let Some(request) = self.later.front()
+            && let Some(admission) = &self.admission
         {
             let prompt_tokens = request.prompt.len() as u64;
-            match self.model.engine.submit(request.clone()) {
+            match self.model.engine.submit_part(admission, request.clone()) {
                 Ok(generation) => {
                     self.later.pop_front();
                     self.ticket.add(Arc::clone(generation.meter()));
@@ -201,11 +244,14 @@ impl Sequences {
                     self.events.insert(self.parts.len() - 1, events(generation));
                     running += 1;
                 }
-                Err(SubmitError::QueueFull(_)) if running > 0 => return Ok(()),
+                Err(SubmitError::QueueFull(_)) => return Ok(()),
                 Err(SubmitError::Stopped(words)) => return Err(EngineError::Backend(words)),
-                // Draining, or nothing of it runs and there is no place: to be tried again.
+                // The time to drain is over.
                 Err(_) => return Err(EngineError::Ended),
             }
+        }
+        if self.later.is_empty() {
+            self.admission = None;
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ pub(crate) use family::{Family, Format};
 pub(crate) use generic::rewrite;
 pub(crate) use grammar::{Calling, Mark};
 pub(crate) use reader::{Calls, Reader, Reading, THINK, Thinks};
-pub(crate) use turn::{Said, Turn, collect};
+pub(crate) use turn::{Said, Turn};
 
 /// A call's id, unique.
 fn new_id() -> String {

@@ -1,9 +1,8 @@
 //! A choice as its events come: the pieces of its text, and the tokens that made them.
 
-use m40llm_engine::{Event, FinishReason, TokenOut};
+use m40llm_engine::{FinishReason, TokenOut};
 
 use super::{Piece, Reader, Reading, thoughts::Thoughts};
-use crate::{error::ApiError, openai::Usage, stream::Sequences};
 
 /// One choice under way.
 #[derive(Debug)]
@@ -80,8 +79,23 @@ pub(crate) struct Call {
     pub(crate) arguments: String,
 }
 
+impl Default for Said {
+    /// Nothing yet.
+    fn default() -> Self {
+        Self {
+            text: String::new(),
+            reasoning: String::new(),
+            calls: Vec::new(),
+            tokens: Vec::new(),
+            reason: FinishReason::Stop,
+            called: false,
+        }
+    }
+}
+
 impl Said {
-    fn take(&mut self, (pieces, tokens): (Vec<Piece>, Vec<TokenOut>)) {
+    /// Adds what an event has settled.
+    pub(crate) fn take(&mut self, (pieces, tokens): (Vec<Piece>, Vec<TokenOut>)) {
         self.tokens.extend(tokens);
         for piece in pieces {
             match piece {
@@ -96,37 +110,4 @@ impl Said {
             }
         }
     }
-}
-
-/// All choices of a request to their end, read. The first failure ends them all.
-pub(crate) async fn collect(sequences: Sequences, reading: &Reading) -> Result<(Vec<Said>, Usage), ApiError> {
-    let begin = || {
-        let said = Said {
-            text: String::new(),
-            reasoning: String::new(),
-            calls: Vec::new(),
-            tokens: Vec::new(),
-            reason: FinishReason::Stop,
-            called: false,
-        };
-        (Turn::new(reading), said)
-    };
-    let mut choices: Vec<(Turn, Said)> = (0..sequences.count()).map(|_| begin()).collect();
-    let usage = sequences
-        .each(|i, event| {
-            let (turn, said) = &mut choices[i];
-            match event {
-                Event::Text { text, tokens } => said.take(turn.push(&text, tokens)),
-                Event::Done { reason, .. } => {
-                    said.take(turn.finish());
-                    said.reason = reason;
-                    said.called = turn.called();
-                }
-                Event::Prompt(_) | Event::Embedding(_) | Event::Failed(_) => {}
-            }
-        })
-        .await?;
-    let thoughts = choices.iter().map(|(turn, _)| turn.reasoning_tokens()).sum();
-    let usage = usage.with_reasoning(thoughts);
-    Ok((choices.into_iter().map(|(_, said)| said).collect(), usage))
 }

@@ -29,7 +29,9 @@ pub(crate) fn anthropic(
     config: &ServerConfig,
 ) -> Result<ChatJob, ApiError> {
     let (request, names) = convert(request)?;
-    chat(request, model, config).map_err(|error| names.tell(error))
+    let mut job = chat(request, model, config).map_err(|error| names.tell(error))?;
+    job.form = job.form.map(|form| form.renamed(&names));
+    Ok(job)
 }
 
 /// The chat request, and the names of fields.

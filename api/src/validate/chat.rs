@@ -4,7 +4,7 @@ use m40llm_engine::GenerateRequest;
 use serde_json::Value as Json;
 
 use super::{
-    Formats, MAX_TOP_LOGPROBS, Sampling, choices, include_usage, integer, max_tokens, max_wait,
+    Form, Formats, MAX_TOP_LOGPROBS, Sampling, choices, include_usage, integer, max_tokens, max_wait,
     output::Output, render, seed_of, stop, tools::tools,
 };
 use crate::{
@@ -18,6 +18,8 @@ use crate::{
 pub(crate) struct ChatJob {
     /// One for each choice.
     pub(crate) requests: Vec<GenerateRequest>,
+    /// What the choices must be, if that matters.
+    pub(crate) form: Option<Form>,
     /// Chunks are wanted.
     pub(crate) stream: bool,
     /// And their usage.
@@ -43,7 +45,7 @@ pub(crate) fn chat(request: ChatRequest, model: &Model, config: &ServerConfig) -
         seed: request.seed,
     }
     .check(tokenizer.vocab_size())?;
-    let answer = Formats::from(&request).answer(&model.engine)?;
+    let answer = Formats::from(&request).answer()?;
     let n = choices(request.n)?;
     if n > config.max_queue {
         return Err(ApiError::invalid(
@@ -64,7 +66,7 @@ pub(crate) fn chat(request: ChatRequest, model: &Model, config: &ServerConfig) -
     let kwargs = request.chat_template_kwargs.as_ref();
     let text = render(request.messages, tools.told.as_deref(), kwargs, template)?;
     let prompt = tokenizer.encode(&text, true, true);
-    let output = Output::new(&model.engine, template, &text, &tools, answer.as_ref())?;
+    let output = Output::new(tokenizer, template, &text, &tools, answer)?;
 
     let requests = (0..n)
         .map(|j| {
@@ -75,7 +77,6 @@ pub(crate) fn chat(request: ChatRequest, model: &Model, config: &ServerConfig) -
                 max_tokens,
                 sampling,
                 stop: stop.clone(),
-                constraint: output.constraint.clone(),
                 printed: output.printed.clone(),
                 max_wait,
                 logprobs,
@@ -83,7 +84,8 @@ pub(crate) fn chat(request: ChatRequest, model: &Model, config: &ServerConfig) -
             }
         })
         .collect();
-    Ok(ChatJob { requests, stream, include_usage, logprobs: logprobs.is_some(), reading: output.reading })
+    let Output { form, reading, .. } = output;
+    Ok(ChatJob { requests, form, stream, include_usage, logprobs: logprobs.is_some(), reading })
 }
 
 /// The number of alternatives, when log-probabilities are wanted.

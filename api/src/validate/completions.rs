@@ -6,8 +6,8 @@ use m40llm_engine::{
 };
 
 use super::{
-    Formats, MAX_CHOICES, MAX_TOP_LOGPROBS, Sampling, choices, include_usage, integer, max_tokens, max_wait,
-    seed_of, stop, token_ids,
+    Form, Formats, MAX_CHOICES, MAX_TOP_LOGPROBS, Sampling, choices, format::Answer, include_usage, integer,
+    max_tokens, max_wait, seed_of, stop, token_ids,
 };
 use crate::{
     app::Model,
@@ -23,6 +23,8 @@ const DEFAULT_MAX_TOKENS: usize = 16;
 pub(crate) struct CompletionJob {
     /// `best_of` for each prompt, prompt after prompt.
     pub(crate) requests: Vec<GenerateRequest>,
+    /// What the outputs must be, if that matters.
+    pub(crate) form: Option<Form>,
     /// What the prompts are, in their order.
     pub(crate) prompts: Vec<Source>,
     /// Choices returned for each prompt.
@@ -103,7 +105,7 @@ pub(crate) fn completions(
         seed: request.seed,
     }
     .check(tokenizer.vocab_size())?;
-    let constraint = Formats::from(&request).answer(&model.engine)?.map(|answer| answer.constraint);
+    let form = Formats::from(&request).answer()?.map(Answer::form);
     let stream = request.stream.unwrap_or(false);
     let include_usage = include_usage(stream, request.stream_options)?;
     let n = choices(request.n)?;
@@ -139,7 +141,6 @@ pub(crate) fn completions(
                 sampling,
                 stop: stop.clone(),
                 stop_tokens: marks.map_or_else(Vec::new, |marks| marks.ids().to_vec()),
-                constraint: constraint.clone(),
                 max_wait,
                 // Several candidates are ranked by them.
                 logprobs: logprobs.or((best_of > n).then_some(0)),
@@ -150,6 +151,7 @@ pub(crate) fn completions(
     }
     Ok(CompletionJob {
         requests,
+        form,
         prompts,
         n,
         best_of,

@@ -1,8 +1,9 @@
 //! What the answer must be, from the fields that say so.
 
-use m40llm_engine::{Constraint, Engine, Grammar};
+use m40llm_engine::Grammar;
 use serde_json::Value as Json;
 
+use super::Form;
 use crate::{
     error::{ApiError, shorten},
     openai::{
@@ -14,7 +15,7 @@ use crate::{
 
 /// The fields that ask for a shape, as they came. At most one may.
 #[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct Formats<'a> {
+pub(super) struct Formats<'a> {
     response_format: Option<&'a ResponseFormat>,
     regex: Option<&'a String>,
     choice: Option<&'a Vec<String>>,
@@ -51,29 +52,24 @@ formats_of!(CompletionRequest);
 /// Longest grammar that a request may write, in bytes.
 const MAX_GRAMMAR: usize = 64 << 10;
 
-/// A shape that was asked for, compiled.
-pub(crate) struct Answer {
-    pub(crate) grammar: Grammar,
-    pub(crate) constraint: Constraint,
+/// A shape that was asked for.
+pub(super) struct Answer {
+    pub(super) grammar: Grammar,
     /// The field that asked for it.
-    pub(crate) param: &'static str,
+    pub(super) param: &'static str,
+}
+
+impl Answer {
+    /// It, alone.
+    pub(super) fn form(self) -> Form {
+        Form::new(self.grammar, self.param)
+    }
 }
 
 impl Formats<'_> {
-    /// Whether there is something to compile, which takes longer than reading a request.
-    pub(crate) fn any(&self) -> bool {
-        let Self { response_format, structured_outputs, .. } = self;
-        response_format.is_some_and(|format| format.r#type != "text")
-            || structured_outputs.is_some()
-            || self.guided_json.is_some()
-            || self.fields().iter().any(Option::is_some)
-    }
-
     /// The grammar, if a field asks for one.
-    pub(crate) fn answer(&self, engine: &Engine) -> Result<Option<Answer>, ApiError> {
-        let Some((param, grammar)) = self.grammar()? else { return Ok(None) };
-        let constraint = engine.constrain(&grammar).map_err(|why| ApiError::invalid(param, why))?;
-        Ok(Some(Answer { grammar, constraint, param }))
+    pub(super) fn answer(&self) -> Result<Option<Answer>, ApiError> {
+        Ok(self.grammar()?.map(|(param, grammar)| Answer { grammar, param }))
     }
 
     fn grammar(&self) -> Result<Option<(&'static str, Grammar)>, ApiError> {
@@ -174,11 +170,7 @@ mod tests {
         whole.as_object_mut().unwrap().extend(body.as_object().unwrap().clone());
         let request: ChatRequest = serde_json::from_value(whole).unwrap();
         let formats = Formats::from(&request);
-        let grammar = formats.grammar().map_err(|error| error.body().error.param.unwrap_or_default());
-        if let Ok(grammar) = &grammar {
-            assert_eq!(grammar.is_some(), formats.any());
-        }
-        grammar
+        formats.grammar().map_err(|error| error.body().error.param.unwrap_or_default())
     }
 
     #[test]

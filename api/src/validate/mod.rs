@@ -4,6 +4,7 @@ mod anthropic;
 mod chat;
 mod completions;
 mod embeddings;
+mod form;
 mod format;
 mod messages;
 mod names;
@@ -15,11 +16,11 @@ pub(crate) use anthropic::anthropic;
 pub(crate) use chat::{ChatJob, chat};
 pub(crate) use completions::{CompletionJob, completions};
 pub(crate) use embeddings::embeddings;
-pub(crate) use format::Formats;
+pub(crate) use form::Form;
 pub(crate) use messages::render;
-pub(crate) use names::Names;
 pub(crate) use responses::responses;
 pub(crate) use tools::told;
+use {format::Formats, names::Names};
 
 use std::{ops::RangeInclusive, time::Duration};
 

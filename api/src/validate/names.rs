@@ -4,7 +4,7 @@ use crate::error::ApiError;
 
 /// What the fields of a chat request are called in the request that it was made of.
 #[derive(Debug)]
-pub(crate) struct Names {
+pub(super) struct Names {
     /// Fields that have another name; the first that fits counts.
     fields: &'static [(&'static str, &'static str)],
     /// What the parameters in a tool's definition are called.
@@ -14,7 +14,7 @@ pub(crate) struct Names {
 }
 
 impl Names {
-    pub(crate) fn new(
+    pub(super) fn new(
         fields: &'static [(&'static str, &'static str)],
         parameters: &'static str,
         messages: Vec<String>,
@@ -23,11 +23,12 @@ impl Names {
     }
 
     /// The error about the request as it came.
-    pub(crate) fn tell(&self, error: ApiError) -> ApiError {
+    pub(super) fn tell(&self, error: ApiError) -> ApiError {
         error.renamed(|param| self.of(param))
     }
 
-    fn of(&self, param: &str) -> String {
+    /// What a chat request's field is called there.
+    pub(super) fn of(&self, param: &str) -> String {
         let message = param.strip_prefix("messages[").and_then(|rest| rest.split_once(']'));
         if let Some(origin) = message.and_then(|(i, _)| self.messages.get(i.parse::<usize>().ok()?)) {
             return origin.clone();

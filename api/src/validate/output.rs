@@ -1,12 +1,13 @@
 //! What an output may be and how it is read: from the tools, the answer's format, and the model's ways.
 
 use m40llm_engine::{
-    Constraint, ConstraintError, Engine, Grammar,
+    ConstraintError, Grammar,
     text::{ChatTemplate, Tokenizer},
 };
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
 use super::{
+    Form,
     format::Answer,
     tools::{Function, Tools},
 };
@@ -17,7 +18,8 @@ use crate::{
 
 /// For the choices of a request.
 pub(super) struct Output {
-    pub(super) constraint: Option<Constraint>,
+    /// What they must be, if that matters.
+    pub(super) form: Option<Form>,
     /// Control tokens that are markers, and so printed.
     pub(super) printed: Vec<u32>,
     pub(super) reading: Reading,
@@ -26,25 +28,24 @@ pub(super) struct Output {
 impl Output {
     /// `prompt` is the rendered one; `answer` what an output without calls must be.
     pub(super) fn new(
-        engine: &Engine,
+        tokenizer: &Tokenizer,
         template: &ChatTemplate,
         prompt: &str,
         tools: &Tools,
-        answer: Option<&Answer>,
+        answer: Option<Answer>,
     ) -> Result<Self, ApiError> {
-        let tokenizer = engine.tokenizer();
-        let json = match answer.map(|answer| &answer.grammar) {
+        let json = match answer.as_ref().map(|answer| &answer.grammar) {
             Some(Grammar::JsonObject) => Some(json!({"type": "object"})),
             Some(Grammar::JsonSchema(schema)) => Some(schema.clone()),
             _ => None,
         };
-        if let Some(answer) = answer.filter(|_| json.is_none()) {
-            return Self::of_grammar(tools, answer);
-        }
+        let answer = match answer {
+            Some(answer) if json.is_none() => return Self::of_grammar(tools, answer),
+            answer => answer,
+        };
         let thinks = thinks(template, prompt);
         let format = Family::of(template).format();
-        let mut output =
-            Self { constraint: None, printed: Vec::new(), reading: Reading { calls: None, thinks } };
+        let mut output = Self { form: None, printed: Vec::new(), reading: Reading { calls: None, thinks } };
         if !tools.functions.is_empty() {
             output.print(tokenizer, format.open);
             output.reading.calls = Some(Calls {
@@ -58,38 +59,38 @@ impl Output {
             output.print(tokenizer, THINK.1);
         }
         if tools.functions.is_empty() && (json.is_none() || thinks.is_none()) {
-            output.constraint = answer.map(|answer| answer.constraint.clone());
+            output.form = answer.map(Answer::form);
             return Ok(output);
         }
-        let param = answer.map_or("tools", |answer| answer.param);
-        let json = json.as_ref().map(Grammar::json).transpose();
-        let mut calling = Calling {
+        let param = answer.as_ref().map_or("tools", |answer| answer.param);
+        let arguments = arguments(tools)?;
+        let calling = Calling {
             tokenizer,
             format,
-            functions: arguments(tools, |_| Ok(()))?,
+            functions: arguments.iter().map(|(name, a)| (*name, a.expression.clone())).collect(),
             must: tools.must,
             several: tools.several,
             thinks,
-            answer: json.map_err(|e| ApiError::invalid(param, e))?,
+            answer: json
+                .as_ref()
+                .map(Grammar::json)
+                .transpose()
+                .map_err(|why| ApiError::invalid(param, why))?,
         };
-        let mut constraint = engine.constrain(&Grammar::Lark(calling.lark()));
-        if constraint.is_err() {
-            // Which of the schemas it was is only asked then.
-            calling.functions = arguments(tools, |schema| engine.constrain(schema).map(drop))?;
-            constraint = engine.constrain(&Grammar::Lark(calling.lark()));
-        }
-        output.constraint = Some(constraint.map_err(|e| ApiError::invalid(param, e))?);
+        let form = Form::new(Grammar::Lark(calling.lark()), param);
+        let mut parts: Vec<_> = arguments.into_iter().map(|(_, a)| (a.param, a.schema)).collect();
+        parts.extend(json.map(|schema| (param.to_owned(), Grammar::JsonSchema(schema))));
+        output.form = Some(form.of_parts(parts));
         Ok(output)
     }
 
     /// An answer that is not JSON stands alone.
-    fn of_grammar(tools: &Tools, answer: &Answer) -> Result<Self, ApiError> {
+    fn of_grammar(tools: &Tools, answer: Answer) -> Result<Self, ApiError> {
         if !tools.functions.is_empty() {
             let what = "together with an output that follows a grammar they cannot be called; use `none`";
             return Err(ApiError::invalid("tool_choice", what));
         }
-        let constraint = Some(answer.constraint.clone());
-        Ok(Self { constraint, printed: Vec::new(), reading: Reading::default() })
+        Ok(Self { form: Some(answer.form()), printed: Vec::new(), reading: Reading::default() })
     }
 
     /// A marker that is a control token must be printed to be seen.
@@ -113,26 +114,31 @@ fn thinks(template: &ChatTemplate, prompt: &str) -> Option<Thinks> {
     }
 }
 
-/// The functions with their arguments as expressions of the grammar. A schema that cannot be enforced, which `check`
-/// may find too, is refused where the call must be made or is strict; elsewhere it was a hint, and the arguments
-/// are any object.
-fn arguments(
-    tools: &Tools,
-    check: impl Fn(&Grammar) -> Result<(), ConstraintError>,
-) -> Result<Vec<(&str, String)>, ApiError> {
-    let expression = |function: &Function| {
-        let schema = &function.parameters;
-        let held = Grammar::json(schema)
-            .and_then(|expression| check(&Grammar::JsonSchema(schema.clone())).map(|()| expression));
-        match held {
-            Err(_) if !tools.must && !function.strict => Grammar::json(&json!({"type": "object"})),
-            held => held,
+/// What a function's arguments are held to.
+struct Arguments {
+    /// In the grammar.
+    expression: String,
+    /// The same alone, to find out whether it is at fault, and the field that says it.
+    schema: Grammar,
+    param: String,
+}
+
+/// The functions with their arguments. A schema that cannot be enforced is refused, also where no call need be made:
+/// whoever calls the function counts on it. Only where it is neither strict nor required are unknown `format`s what
+/// JSON schema says that they are, notes.
+fn arguments(tools: &Tools) -> Result<Vec<(&str, Arguments)>, ApiError> {
+    let held = |function: &Function| -> Result<(Json, String), ConstraintError> {
+        let mut schema = function.parameters.clone();
+        if !tools.must && !function.strict {
+            schema = Grammar::without_notes(&schema)?;
         }
+        let expression = Grammar::json(&schema)?;
+        Ok((schema, expression))
     };
     let named = tools.functions.iter().map(|function| {
-        let param = || format!("tools[{}].function.parameters", function.place);
-        let expression = expression(function).map_err(|why| ApiError::invalid(param(), why))?;
-        Ok((function.name.as_str(), expression))
+        let param = format!("tools[{}].function.parameters", function.place);
+        let (schema, expression) = held(function).map_err(|why| ApiError::invalid(&param, why))?;
+        Ok((function.name.as_str(), Arguments { expression, schema: Grammar::JsonSchema(schema), param }))
     });
     named.collect()
 }

@@ -45,7 +45,8 @@ pub(crate) fn responses(
 ) -> Result<(ChatJob, Asked), ApiError> {
     refuse_what_is_stored(&request)?;
     let (request, asked, names) = convert(request)?;
-    let job = chat(request, model, config).map_err(|error| names.tell(error))?;
+    let mut job = chat(request, model, config).map_err(|error| names.tell(error))?;
+    job.form = job.form.map(|form| form.renamed(&names));
     Ok((job, asked))
 }
 
@@ -251,16 +252,16 @@ impl Conversation {
                         ),
                     ));
                 }
-                let content = item.content.ok_or_else(|| missing("content"))?;
+                // As in chat, what was said may be nothing.
+                let kinds = ["input_text", "output_text", "text"];
                 let content =
-                    texts(content, &format!("{origin}.content"), &["input_text", "output_text", "text"])?;
-                self.say(origin, role, Some(content));
+                    item.content.map(|content| texts(content, &format!("{origin}.content"), &kinds));
+                self.say(origin, role, content.transpose()?);
             }
             Some("function_call") => {
                 let name = item.name.ok_or_else(|| missing("name"))?;
-                let arguments = item.arguments.ok_or_else(|| missing("arguments"))?;
                 let id = Some(item.call_id.ok_or_else(|| missing("call_id"))?);
-                let function = FunctionCall { name, arguments: Some(arguments.into()) };
+                let function = FunctionCall { name, arguments: item.arguments };
                 self.call(origin, ToolCall { id, r#type: Some("function".into()), function });
             }
             Some("function_call_output") => {

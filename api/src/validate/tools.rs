@@ -77,9 +77,9 @@ pub(crate) fn tools(
     Ok(Tools { told, functions, must, several: parallel.unwrap_or(true) && !named })
 }
 
-/// The tools, checked but otherwise as they came; an empty list is none.
+/// The tools, checked but otherwise as they came; an empty list is none, and a null as if it were not there.
 pub(crate) fn told(tools: Option<Vec<Json>>) -> Result<Option<Vec<Json>>, ApiError> {
-    let Some(tools) = tools.filter(|tools| !tools.is_empty()) else { return Ok(None) };
+    let Some(mut tools) = tools.filter(|tools| !tools.is_empty()) else { return Ok(None) };
     if tools.len() > MAX_TOOLS {
         let what = format!("{} tools were given; at most {MAX_TOOLS} are allowed", tools.len());
         return Err(ApiError::invalid("tools", what));
@@ -98,6 +98,11 @@ pub(crate) fn told(tools: Option<Vec<Json>>) -> Result<Option<Vec<Json>>, ApiErr
         if !matches!(tool["function"].get("description"), None | Some(Json::Null | Json::String(_))) {
             return Err(ApiError::invalid(format!("tools[{i}].function.description"), "it must be a string"));
         }
+    }
+    for tool in &mut tools {
+        // Models would read it.
+        tool["function"].as_object_mut().into_iter().for_each(|f| f.retain(|_, value| !value.is_null()));
+        tool.as_object_mut().into_iter().for_each(|tool| tool.retain(|_, value| !value.is_null()));
     }
     Ok(Some(tools))
 }
@@ -249,6 +254,9 @@ mod tests {
     fn tools_keep_their_shape() {
         let list = vec![tool("f")];
         assert_eq!(told(Some(list.clone())).unwrap(), Some(list));
+        let mut nulls = tool("f");
+        (nulls["function"]["description"], nulls["x"]) = (json!(null), json!(null));
+        assert_eq!(told(Some(vec![nulls])).unwrap(), Some(vec![tool("f")]));
         assert_eq!(told(Some(vec![])).unwrap(), None);
         assert!(told(None).unwrap().is_none());
     }

@@ -174,6 +174,18 @@ async fn overflow_has_the_words_that_clients_match() {
 }
 
 #[tokio::test]
+async fn a_full_context_ends_an_answer_by_length() {
+    let prompt = "word ".repeat(980);
+    let mut body = with(ask(&prompt), &json!({"logit_bias": {"0": -100, "2": -100}}));
+    body.as_object_mut().unwrap().remove("max_tokens");
+    let answer = chat(&body).await;
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+    assert_eq!(answer["usage"]["total_tokens"], 1024, "all of the context: {}", answer["usage"]);
+    body["max_tokens"] = Value::Null;
+    assert_eq!(chat(&body).await["usage"]["total_tokens"], 1024);
+}
+
+#[tokio::test]
 async fn eight_at_once_give_the_same_texts_as_one_after_another() {
     let prompts: Vec<Value> = (1..=8).map(|i| ask(&format!("Write {i} words about the sea."))).collect();
     let mut alone = Vec::new();
@@ -200,6 +212,11 @@ async fn the_model_is_listed() {
     assert_eq!(
         (&model["meta"]["context_length"], &model["meta"]["quantization"]),
         (&json!(1024), &json!("Q4_1"))
+    );
+    let meta = &model["meta"];
+    assert!(
+        meta["parameters"].as_u64() > Some(130_000_000) && meta["context_length_train"].as_u64() > Some(1024),
+        "{meta}"
     );
     assert_eq!(&get(&app, &format!("/v1/models/{MODEL}")).await.json(), model);
     assert_eq!(get(&app, "/health").await.json(), json!({"status": "ok"}));

@@ -67,8 +67,15 @@ async fn ids_and_limits_are_exposed_on_errors_too() {
         let exposed = answer.header("access-control-expose-headers");
         for name in [
             "x-request-id",
+            "request-id",
             "openai-processing-ms",
+            "x-should-retry",
+            "x-ratelimit-limit-requests",
+            "x-ratelimit-remaining-requests",
+            "x-ratelimit-reset-requests",
+            "x-ratelimit-limit-tokens",
             "x-ratelimit-remaining-tokens",
+            "x-ratelimit-reset-tokens",
             "retry-after",
             "retry-after-ms",
             "x-m40-predicted-ttft-ms",

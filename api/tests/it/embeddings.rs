@@ -1,8 +1,16 @@
 //! `/v1/embeddings` over a real model.
 
-use serde_json::{Value, json};
+use std::{sync::mpsc, time::Duration};
 
-use crate::support::{engine, post, served};
+use m40llm::{AppState, ServerConfig};
+use m40llm_engine::{
+    Engine, EngineConfig, Event, FinishReason, Usage,
+    source::{Inbox, Submitted},
+};
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use crate::support::{Answer, MODEL, engine, post, served};
 
 async fn embed(body: &Value) -> Value {
     let answer = post(&served(), "/v1/embeddings", body).await;
@@ -77,6 +85,98 @@ async fn two_thousand_inputs_are_one_request() {
     }
     let more: Vec<&str> = vec!["x"; 2049];
     refused(&json!({"input": more}), "input").await;
+}
+
+/// A server whose engine has two places in the batch and two in the queue, and does what `work` says.
+fn over(work: impl FnOnce(&mut Inbox) + Send + 'static) -> (AppState, Engine) {
+    let config = EngineConfig { max_batch: 2, max_queue: 2, ..EngineConfig::default() };
+    let engine = Engine::from_source(&config, work).unwrap();
+    let config = ServerConfig { max_queue: 2, ..ServerConfig::new(MODEL, 1_700_000_000) };
+    let state = AppState::loading(config);
+    state.set_engine(engine.clone());
+    (state, engine)
+}
+
+/// The vector of a text is its length and 1.
+fn finish(job: &Submitted) {
+    let prompt_tokens = job.request.prompt.len();
+    job.send(Event::Embedding(vec![prompt_tokens as f32, 1.0]));
+    let usage = Usage { prompt_tokens, cached_tokens: 0, completion_tokens: 0 };
+    job.send(Event::Done { reason: FinishReason::Length, matched: None, usage });
+}
+
+fn check_lengths(answer: &Answer, count: usize) {
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let found = vectors(&answer.json());
+    assert_eq!(found.len(), count);
+    for (i, vector) in found.iter().enumerate() {
+        assert!((vector[0] / vector[1] - (i + 1) as f32).abs() < 1e-3, "input {i} is in its place");
+    }
+}
+
+/// What was admitted is finished, also the part of it that the engine has not seen yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn draining_does_not_cut_a_long_list_off() {
+    let (go, told) = mpsc::channel();
+    let (state, engine) = over(move |jobs| {
+        while told.recv().is_ok()
+            && let Some(job) = jobs.recv()
+        {
+            finish(&job);
+        }
+    });
+    // Gone before the engine, whose thread waits for it.
+    let go = go;
+    let app = m40llm::app(state.clone());
+    let inputs: Vec<String> = (1..=12).map(|n| "x".repeat(n)).collect();
+    let list = tokio::spawn({
+        let app = app.clone();
+        async move { post(&app, "/v1/embeddings", &json!({"input": inputs})).await }
+    });
+    while !engine.is_busy() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    state.drain();
+    for late in [json!("a"), json!(["a", "b", "c"])] {
+        let late = post(&app, "/v1/embeddings", &json!({"input": late})).await;
+        assert_eq!((late.status.as_u16(), &late.error()["code"]), (503, &json!("overloaded")));
+    }
+    for _ in 0..11 {
+        go.send(()).unwrap();
+    }
+    let idle = tokio::time::timeout(Duration::from_millis(200), state.idle()).await;
+    assert!(idle.is_err(), "the last input is still to come");
+    go.send(()).unwrap();
+    check_lengths(&list.await.unwrap(), 12);
+    tokio::time::timeout(Duration::from_secs(10), state.idle()).await.expect("nothing is left");
+}
+
+/// Between two of its inputs others may fill the queue.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_finds_the_queue_full_waits() {
+    let (begun, begins) = oneshot::channel();
+    let (state, _) = over(move |jobs| {
+        let list = [jobs.recv().unwrap(), jobs.recv().unwrap()];
+        begun.send(()).unwrap();
+        let others = [jobs.recv().unwrap(), jobs.recv().unwrap()];
+        // What is finished and not dropped keeps its place: there is none for the third.
+        list.iter().for_each(finish);
+        std::thread::sleep(Duration::from_millis(100));
+        others.iter().for_each(finish);
+        drop((list, others));
+        finish(&jobs.recv().unwrap());
+    });
+    let app = m40llm::app(state);
+    let ask = |input: Value| {
+        let app = app.clone();
+        tokio::spawn(async move { post(&app, "/v1/embeddings", &json!({"input": input})).await })
+    };
+    let list = ask(json!(["x", "xx", "xxx"]));
+    begins.await.unwrap();
+    for other in [ask(json!("x")), ask(json!("x"))] {
+        check_lengths(&other.await.unwrap(), 1);
+    }
+    check_lengths(&list.await.unwrap(), 3);
 }
 
 async fn refused(body: &Value, param: &str) -> Value {

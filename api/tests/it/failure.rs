@@ -81,6 +81,13 @@ type Answer = (u16, String);
 
 /// A request on a connection of its own, read to the connection's end.
 fn send(addr: SocketAddr, method: &str, path: &str, body: &str) -> Answer {
+    let answer = exchange(addr, method, path, body);
+    let (head, body) = answer.split_once("\r\n\r\n").expect("an answer with a head");
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+/// Head and body as they came.
+fn exchange(addr: SocketAddr, method: &str, path: &str, body: &str) -> String {
     let mut connection = TcpStream::connect(addr).unwrap();
     connection.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let length = body.len();
@@ -92,8 +99,7 @@ fn send(addr: SocketAddr, method: &str, path: &str, body: &str) -> Answer {
     .unwrap();
     let mut answer = String::new();
     connection.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").expect("an answer with a head");
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    answer
 }
 
 fn generate(addr: SocketAddr, stream: bool) -> Answer {
@@ -153,6 +159,12 @@ async fn a_server_told_to_stay_says_that_it_has_failed() {
     assert!(metrics.contains("\nm40llm_device_syncs_total 6\n"), "{metrics}");
     assert!(metrics.contains("\nm40llm_outcomes_total{outcome=\"failed\"} 2\n"), "{metrics}");
     assert!(metrics.contains("\nm40llm_ready 0\n"), "{metrics}");
+    // It stays so until somebody starts it again: the SDKs need not try twice more.
+    let refused = exchange(server.addr, "POST", "/generate", &json!({"prompt": "hello"}).to_string());
+    assert!(
+        refused.starts_with("HTTP/1.1 500 ") && refused.contains("\r\nx-should-retry: false\r\n"),
+        "{refused}"
+    );
     assert!(!server.served.is_finished());
 }
 

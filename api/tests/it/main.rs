@@ -36,6 +36,8 @@ mod failure;
 #[cfg(feature = "server")]
 mod faulty;
 #[cfg(feature = "server")]
+mod fingerprint;
+#[cfg(feature = "server")]
 mod fuzz;
 #[cfg(feature = "server")]
 mod guard;
@@ -43,6 +45,8 @@ mod guard;
 mod guarded;
 #[cfg(feature = "server")]
 mod infill;
+#[cfg(feature = "server")]
+mod lenient;
 #[cfg(feature = "server")]
 mod limits;
 #[cfg(feature = "server")]
@@ -75,3 +79,5 @@ mod streams;
 mod tls;
 #[cfg(feature = "server")]
 mod tools;
+#[cfg(feature = "server")]
+mod wire;

@@ -199,27 +199,56 @@ async fn logprobs_go_with_their_text() {
     assert_eq!(without["output"][0]["content"][0]["logprobs"], json!([]));
 }
 
+/// OpenAI's SDKs raise on an event with `error` in it, and on no other.
 #[tokio::test]
-async fn a_failure_in_the_midst_is_told_in_both_ways() {
+async fn a_failure_in_the_midst_is_one_event() {
     let app = says(&["Hi"], End::Failure);
     let answer = post(&app, PATH, &with(&json!({"stream": true}))).await;
     assert_eq!(answer.status, 200);
     let events = numbered(&answer);
-    let [.., failed, error] = &events[..] else { panic!("{events:?}") };
-    assert_eq!(
-        (&failed["type"], &failed["response"]["status"]),
-        (&json!("response.failed"), &json!("failed"))
-    );
-    assert_eq!(failed["response"]["error"]["code"], "server_error");
-    assert_eq!(failed["response"]["output"][0]["content"][0]["text"], "Hi");
+    let [.., delta, error] = &events[..] else { panic!("{events:?}") };
+    assert_eq!((&delta["type"], &delta["delta"]), (&json!("response.output_text.delta"), &json!("Hi")));
     assert_eq!((&error["type"], &error["error"]["type"]), (&json!("error"), &json!("server_error")));
     assert!(error["message"].as_str().unwrap().contains("on purpose"));
+    assert_eq!((&error["message"], &error["code"]), (&error["error"]["message"], &error["error"]["code"]));
     assert!(error.as_object().unwrap().contains_key("code") && error["param"].is_null());
 
     let first = says(&[], End::Failure);
     for stream in [false, true] {
         let answer = post(&first, PATH, &with(&json!({"stream": stream}))).await;
         assert_eq!((answer.status.as_u16(), &answer.error()["type"]), (500, &json!("server_error")));
+    }
+}
+
+/// What agents that keep their conversation write of their own.
+#[tokio::test]
+async fn items_are_as_lenient_as_messages() {
+    let app = says(&["x"], End::Stop(None));
+    let call = |arguments: Value| {
+        let mut call = json!({"type": "function_call", "call_id": "c", "name": "time"});
+        if !arguments.is_null() {
+            call["arguments"] = arguments;
+        }
+        json!([{"role": "user", "content": "hi"}, call, {"type": "function_call_output", "call_id": "c", "output": "1"}])
+    };
+    let mut counts = Vec::new();
+    for (text, object) in [(json!("{\"b\":1,\"a\":2}"), json!({"b": 1, "a": 2})), (json!("{}"), json!(null))]
+    {
+        let of = |input| {
+            let app = app.clone();
+            async move {
+                whole(&app, &json!({"input": input, "tools": tools()})).await["usage"]["input_tokens"].clone()
+            }
+        };
+        let (written, meant) = (of(call(text)).await, of(call(object)).await);
+        assert_eq!(written, meant);
+        counts.push(written);
+    }
+    assert_ne!(counts[0], counts[1], "arguments are told");
+    for assistant in [json!({"role": "assistant"}), json!({"role": "assistant", "content": null})] {
+        let input = json!([{"role": "user", "content": "hi"}, assistant, {"role": "user", "content": "so"}]);
+        let answer = whole(&app, &json!({"input": input})).await;
+        assert_eq!(answer["usage"]["input_tokens"], "hi\n\nso\n".len());
     }
 }
 

@@ -133,6 +133,55 @@ async fn chunks_carry_all_logprobs() {
     assert_eq!(tokens(&streamed), tokens(whole));
 }
 
+/// Text that may begin a stop string is held back, and the tokens of it with it.
+#[tokio::test]
+async fn tokens_come_with_the_chunk_that_releases_them() {
+    let app = served();
+    let ask = |fields: Value| {
+        let app = app.clone();
+        async move { post(&app, "/v1/chat/completions", &chat(&fields)).await }
+    };
+    let whole = ask(json!({"stream": false, "logprobs": true})).await.json();
+    let text = whole["choices"][0]["message"]["content"].as_str().unwrap();
+    let lengths: Vec<usize> = whole["choices"][0]["logprobs"]["content"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|token| token["bytes"].as_array().unwrap().len())
+        .collect();
+    // The end of one word and what follows it, which nothing ever completes.
+    let stops: Vec<String> = text
+        .char_indices()
+        .step_by(5)
+        .map(|(i, _)| format!("{}@@", text[i..].chars().take(4).collect::<String>()))
+        .take(8)
+        .collect();
+    let chunks = ask(json!({"logprobs": true, "stop": stops})).await.events(true);
+    let (mut said, mut tokens, mut longest) = (0, 0, 0);
+    for chunk in &chunks {
+        let choice = &chunk["choices"][0];
+        let new = choice["delta"]["content"].as_str().unwrap_or_default();
+        said += new.len();
+        tokens += choice["logprobs"]["content"].as_array().map_or(0, Vec::len);
+        longest = longest.max(choice["logprobs"]["content"].as_array().map_or(0, Vec::len));
+        if new.is_empty() {
+            continue;
+        }
+        // All that are said whole, and no other.
+        let mut end = 0;
+        let whole = lengths
+            .iter()
+            .take_while(|&&length| {
+                end += length;
+                end <= said
+            })
+            .count();
+        assert_eq!(tokens, whole, "{said} bytes: {chunk}");
+    }
+    assert_eq!(said, text.len());
+    assert!(longest > 1, "nothing was held back: {stops:?}");
+}
+
 #[tokio::test]
 async fn completions_stream_pieces_with_offsets() {
     let app = served();

@@ -108,6 +108,41 @@ async fn bias_and_penalties_choose_only_among_what_is_allowed() {
     }
 }
 
+/// What the grammar or a bias forbids has a log-probability all the same, and one that JSON can say.
+#[tokio::test]
+async fn constrained_outputs_have_finite_log_probabilities() {
+    let bias: serde_json::Map<String, Value> = (0..40).map(|id| (id.to_string(), json!(-100))).collect();
+    let constrained = |path: &str| {
+        let mut body = json!({"choice": ["zebra crossing"], "max_tokens": 12, "seed": 1, "logit_bias": bias});
+        if path == "/v1/completions" {
+            (body["prompt"], body["logprobs"], body["echo"]) = ("2 + 2 =".into(), 20.into(), true.into());
+        } else {
+            body["messages"] = json!([{"role": "user", "content": "2 + 2 ="}]);
+            (body["logprobs"], body["top_logprobs"]) = (true.into(), 20.into());
+        }
+        body
+    };
+    let chat = answered("/v1/chat/completions", &constrained("/v1/chat/completions")).await;
+    let content = chat["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    let said: String = content.iter().map(|token| token["token"].as_str().unwrap()).collect();
+    assert_eq!(said, "zebra crossing");
+    let top = content.iter().flat_map(|token| token["top_logprobs"].as_array().unwrap());
+    let all: Vec<&Value> = content.iter().chain(top).map(|token| &token["logprob"]).collect();
+    assert_eq!(all.len(), content.len() * 21);
+    let mut numbers: Vec<f64> = all.iter().map(|logprob| logprob.as_f64().unwrap()).collect();
+
+    let legacy = answered("/v1/completions", &constrained("/v1/completions")).await;
+    let logprobs = &legacy["choices"][0]["logprobs"];
+    let own = logprobs["token_logprobs"].as_array().unwrap();
+    let top = logprobs["top_logprobs"].as_array().unwrap();
+    assert!(own[0].is_null() && top[0].is_null(), "nothing predicts the first token");
+    numbers.extend(own[1..].iter().map(|logprob| logprob.as_f64().unwrap()));
+    for best in &top[1..] {
+        numbers.extend(best.as_object().unwrap().values().map(|logprob| logprob.as_f64().unwrap()));
+    }
+    assert!(numbers.iter().all(|logprob| (-9999.0..=0.0).contains(logprob)), "{numbers:?}");
+}
+
 #[tokio::test]
 async fn what_cannot_be_enforced_is_refused() {
     let schema = "response_format.json_schema.schema";

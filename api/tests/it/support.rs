@@ -55,7 +55,22 @@ impl Answer {
         assert!(!error["message"].as_str().unwrap().is_empty());
         assert!(error["code"].is_null() || error["code"].is_string(), "{body}");
         assert_eq!(self.header("content-type"), "application/json");
+        self.check_retries();
         error
+    }
+
+    /// What the SDKs look at before they try again: never where it cannot help, and after how long where it may.
+    fn check_retries(&self) {
+        let (status, retry) = (self.status.as_u16(), self.header("x-should-retry"));
+        match status {
+            429 | 503 if retry.is_empty() => {
+                let seconds: u64 = self.header("retry-after").parse().expect("Retry-After");
+                assert!((1..=60).contains(&seconds), "{seconds}");
+            }
+            // What the SDKs would do by themselves.
+            408 | 409 | 500 => assert!(["", "false"].contains(&retry), "{status}: {retry}"),
+            _ => assert_eq!(retry, "false", "{status}: {}", self.body),
+        }
     }
 
     /// The JSON objects of a stream whose events have names: the `type` of each. Comments and pings are passed over.

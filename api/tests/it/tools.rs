@@ -327,15 +327,44 @@ async fn conversations_go_on_after_calls() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_held_to_its_schema_is_refused() {
+async fn what_cannot_be_held_to_its_schema_is_refused_whatever_the_choice() {
     let app = says(&template("chatml"), "Hi.", 1);
-    let mut tools = tools();
-    tools[1]["function"]["parameters"] = json!({"type": "object", "properties": {"a": {"notAKeyword": 1}}});
-    let mut strict = tools.clone();
-    strict[1]["function"]["strict"] = true.into();
+    let with = |keywords: Value, strict: bool| {
+        let mut tools = tools();
+        tools[1]["function"]["parameters"] = json!({"type": "object", "properties": {"a": keywords}});
+        tools[1]["function"]["strict"] = strict.into();
+        tools
+    };
+    let named = json!({"type": "function", "function": {"name": "now"}});
+    for (keyword, keywords) in [
+        ("notAKeyword", json!({"notAKeyword": 1})),
+        ("uniqueItems", json!({"type": "array", "uniqueItems": true})),
+        ("oneOf", json!({"oneOf": [{"type": "integer"}, {"type": "number"}]})),
+        ("format", json!({"type": "string", "format": 5})),
+    ] {
+        for (strict, choice) in [
+            (false, json!("auto")),
+            (false, json!(null)),
+            (true, json!("auto")),
+            (false, json!("required")),
+            (false, named.clone()),
+        ] {
+            let fields = json!({"tools": with(keywords.clone(), strict), "tool_choice": choice});
+            let answer = post(&app, "/v1/chat/completions", &ask(&fields)).await;
+            assert_eq!(answer.status, 400, "{fields}: {}", answer.body);
+            let error = answer.error();
+            assert_eq!(error["param"], "tools[1].function.parameters", "{error}");
+            assert!(error["message"].as_str().unwrap().contains(keyword), "{error}");
+        }
+        // What may not be called is not looked at.
+        let allowed = json!({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [
+            {"type": "function", "function": {"name": "get_weather"}}]}});
+        for choice in [json!("none"), allowed] {
+            let fields = json!({"tools": with(keywords.clone(), true), "tool_choice": choice});
+            assert_eq!(whole(&app, &fields).await["choices"][0]["message"]["content"], "Hi.");
+        }
+    }
     for (fields, param) in [
-        (json!({"tools": tools, "tool_choice": "required"}), "tools[1].function.parameters"),
-        (json!({"tools": strict}), "tools[1].function.parameters"),
         (
             json!({"tool_choice": {"type": "function", "function": {"name": "f"}}}),
             "tool_choice.function.name",
@@ -347,8 +376,105 @@ async fn what_cannot_be_held_to_its_schema_is_refused() {
         assert_eq!(answer.status, 400, "{fields}: {}", answer.body);
         assert_eq!(answer.error()["param"], param, "{}", answer.body);
     }
-    // Where the model may do as it likes the schema is a hint.
-    assert_eq!(whole(&app, &json!({"tools": tools})).await["choices"][0]["message"]["content"], "Hi.");
+}
+
+/// What pydantic, zod and the agents' protocols write into schemas.
+#[tokio::test]
+async fn notes_in_schemas_are_accepted() {
+    let app = says(&template("chatml"), "Hi.", 1);
+    let schema = |format: &str| {
+        json!({
+            "$schema": "http://json-schema.org/draft-07/schema#", "title": "Arguments", "description": "d",
+            "type": "object", "additionalProperties": false, "required": ["a"],
+            "properties": {
+                "a": {"title": "A", "description": "d", "type": "string", "default": "x", "examples": ["x"], "format": format},
+                "b": {"anyOf": [{"type": "integer"}, {"type": "null"}], "default": null, "deprecated": true},
+                "c": {"$ref": "#/$defs/C"},
+            },
+            "$defs": {"C": {"title": "C", "enum": ["one", "two"], "type": "string"}},
+        })
+    };
+    let ask_with = |format: &str, strict: Value, choice: Value| {
+        ask(&json!({"tool_choice": choice, "tools": [{"type": "function", "function": {
+            "name": "f", "parameters": schema(format), "strict": strict}}]}))
+    };
+    for (format, strict, choice, status) in [
+        ("date-time", json!(true), json!("auto"), 200),
+        ("date-time", json!(null), json!("auto"), 200),
+        // A note where nothing must be held to it.
+        ("binary", json!(null), json!("auto"), 200),
+        ("int64", json!(false), json!(null), 200),
+        ("binary", json!(true), json!("auto"), 400),
+        ("binary", json!(null), json!("required"), 400),
+    ] {
+        let answer = post(&app, "/v1/chat/completions", &ask_with(format, strict, choice)).await;
+        assert_eq!(answer.status, status, "{format}: {}", answer.body);
+        if status == 400 {
+            assert!(answer.error()["message"].as_str().unwrap().contains("format"), "{}", answer.body);
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_words_of_templates_reach_the_client() {
+    let refuses =
+        "{% if messages[0].role != 'user' %}{{ raise_exception('Say something first!') }}{% endif %}x";
+    let app = says(refuses, "Hi.", 1);
+    for (path, body, param) in [
+        ("/v1/chat/completions", json!({"messages": [{"role": "system", "content": "x"}]}), "messages"),
+        ("/apply-template", json!({"messages": [{"role": "system", "content": "x"}]}), "messages"),
+        ("/v1/responses", json!({"input": "x", "instructions": "x"}), "input"),
+        (
+            "/v1/messages",
+            json!({"messages": [{"role": "user", "content": "x"}], "system": "x", "max_tokens": 1}),
+            "messages",
+        ),
+    ] {
+        let answer = post(&app, path, &body).await;
+        let error = answer.error();
+        assert_eq!((answer.status.as_u16(), &error["param"]), (400, &json!(param)), "{path}: {error}");
+        assert!(error["message"].as_str().unwrap().contains("Say something first!"), "{error}");
+        assert!(!answer.body.contains("raise_exception"), "{error}");
+    }
+    // One that fails, or does not even compile, is never another one.
+    for broken in ["{{ messages.nothing.at_all }}", "{% if %}"] {
+        let app = says(broken, "Hi.", 1);
+        let answer =
+            post(&app, "/v1/chat/completions", &json!({"messages": [{"role": "user", "content": "x"}]}))
+                .await;
+        assert_eq!(
+            (answer.status.as_u16(), &answer.error()["param"]),
+            (400, &json!("messages")),
+            "{}",
+            answer.body
+        );
+    }
+}
+
+#[tokio::test]
+async fn templates_have_their_helpers_and_arguments_in_order() {
+    // Of a family whose templates see calls as they are.
+    let template = "{# tools <tool_call> #}{% for m in messages %}{{ m.role.upper() }}: {{ m.content.strip() }}\
+                    {% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}\
+                    |{% endfor %}{{ strftime_now('%Y') }}";
+    let app = says(template, "Hi.", 1);
+    let body = json!({"messages": [
+        {"role": "developer", "content": " be <brief> "},
+        {"role": "user", "content": [{"type": "text", "text": " a"}, {"type": "text", "text": "b "}]},
+        {"role": "assistant", "tool_calls": [
+            {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{\"z\": \"<é>\", \"a\": [1.0, true]}"}},
+            {"id": "d", "type": "function", "function": {"name": "f", "arguments": {"y": null, "b": 1}}},
+        ]},
+    ], "tools": []});
+    let answer = post(&app, "/apply-template", &body).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let prompt = answer.json()["prompt"].as_str().unwrap().to_owned();
+    let (prompt, year) = prompt.rsplit_once('|').unwrap();
+    assert_eq!(
+        prompt,
+        "SYSTEM: be <brief>|USER: a\nb|ASSISTANT: {\"z\": \"<é>\", \"a\": [1.0, true]}{\"y\": null, \"b\": 1}"
+    );
+    assert!(year.parse::<u32>().unwrap() > 2024);
 }
 
 #[tokio::test]

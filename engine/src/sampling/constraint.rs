@@ -43,6 +43,11 @@ impl Grammar {
     pub fn json(schema: &Value) -> Result<String, ConstraintError> {
         Ok(format!("%json {}", schema::enforced(schema)?))
     }
+
+    /// What of a JSON schema is enforced where a `format` that is not is a note and no bound, as JSON schema has it.
+    pub fn without_notes(schema: &Value) -> Result<Value, ConstraintError> {
+        schema::without_notes(schema)
+    }
 }
 
 /// Why there is no constraint: the caller's fault. One line.

@@ -181,10 +181,12 @@ def test_a_conversation_goes_on_after_a_call(client):
     assert second.finish_reason in ("stop", "length")
 
 
-def test_a_schema_that_is_not_enforced_is_refused(client):
+@pytest.mark.parametrize("choice", ["required", "auto"])
+def test_a_schema_that_is_not_enforced_is_refused(client, choice):
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "notAKeyword": 1}}}
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(
-            model="", messages=[{"role": "user", "content": "Hi"}], tools=[tool], tool_choice="required"
+            model="", messages=[{"role": "user", "content": "Hi"}], tools=[tool], tool_choice=choice
         )
     assert refused.value.param == "tools[0].function.parameters"
+    assert "notAKeyword" in refused.value.message

@@ -25,9 +25,9 @@ pub struct Response {
     pub completed_at: Option<u64>,
     /// How far it is.
     pub status: Status,
-    /// Why the server failed on it; null unless `status` is `failed`.
+    /// Always null: a failure is another status, or the event `error`.
     #[schema(required)]
-    pub error: Option<Failure>,
+    pub error: Option<String>,
     /// Why it is incomplete; null unless `status` is `incomplete`.
     #[schema(required)]
     pub incomplete_details: Option<Incomplete>,
@@ -111,8 +111,6 @@ pub enum Status {
     Completed,
     /// It was cut by `max_output_tokens` or the context's end.
     Incomplete,
-    /// The server failed.
-    Failed,
 }
 
 /// Why an answer is incomplete.
@@ -122,17 +120,6 @@ pub struct Incomplete {
     /// Always `max_output_tokens`, the context's end included.
     #[schema(example = "max_output_tokens")]
     pub reason: &'static str,
-}
-
-/// Why the server failed on an answer.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-#[schema(as = ResponseFailure)]
-pub struct Failure {
-    /// Always `server_error`.
-    #[schema(example = "server_error")]
-    pub code: &'static str,
-    /// In words.
-    pub message: String,
 }
 
 /// A part of what the model said.
@@ -244,7 +231,7 @@ pub struct ResponseEvent<'a> {
     /// text and reasoning `response.content_part.added`, then `response.output_text.delta` …,
     /// `response.output_text.done` (or `response.reasoning_text.…`, `response.function_call_arguments.…`),
     /// `response.content_part.done`, `response.output_item.done`; at last `response.completed`,
-    /// `response.incomplete`, or `response.failed` and `error`.
+    /// `response.incomplete` or `error`.
     #[schema(example = "response.output_text.delta")]
     pub r#type: &'static str,
     /// From 0.

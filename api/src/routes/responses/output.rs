@@ -28,13 +28,9 @@ impl Output {
             match piece {
                 Piece::Text(text) => self.text(&text, logprobs.take().unwrap_or_default(), tell),
                 Piece::Reasoning(text) => self.reasoning(&text, tell),
-                Piece::Call { id, name, .. } => {
-                    let (own, status) = (new_item_id("fc"), Status::InProgress);
-                    let arguments = String::new();
-                    self.begin(
-                        OutputItem::FunctionCall { id: own, status, call_id: id, name, arguments },
-                        tell,
-                    );
+                Piece::Call { id: call_id, name, .. } => {
+                    let (id, status, arguments) = (new_item_id("fc"), Status::InProgress, String::new());
+                    self.begin(OutputItem::FunctionCall { id, status, call_id, name, arguments }, tell);
                 }
                 Piece::Arguments { text, .. } => self.arguments(&text, tell),
             }
@@ -53,11 +49,6 @@ impl Output {
         self.end(if complete { Status::Completed } else { Status::Incomplete }, tell);
     }
 
-    /// A failure: what has begun will not be ended.
-    pub(super) fn cut(&mut self) {
-        self.end(Status::Incomplete, &mut |_| {});
-    }
-
     /// The items, once there are no more.
     pub(super) fn take_items(&mut self) -> Vec<OutputItem> {
         std::mem::take(&mut self.items)
@@ -67,83 +58,50 @@ impl Output {
         if !(self.open && matches!(self.items.last(), Some(OutputItem::Message { .. }))) {
             self.begin_text(tell);
         }
-        let output_index = self.items.len() - 1;
-        let Some(OutputItem::Message { id, content, .. }) = self.items.last_mut() else { return };
-        let Some(part) = content.last_mut() else { return };
+        let r#type = "response.output_text.delta";
         tell(ResponseEvent {
-            r#type: "response.output_text.delta",
-            output_index: Some(output_index),
-            item_id: Some(id),
-            content_index: Some(0),
+            r#type,
             delta: Some(new),
             logprobs: Some(&new_logprobs),
-            ..ResponseEvent::default()
+            ..self.place(IN_PART)
         });
-        part.text.push_str(new);
-        part.logprobs.extend(new_logprobs);
+        if let Some(OutputItem::Message { content, .. }) = self.items.last_mut() {
+            content[0].text.push_str(new);
+            content[0].logprobs.extend(new_logprobs);
+        }
+    }
+
+    fn reasoning(&mut self, new: &str, tell: Tell<'_>) {
+        if !(self.open && matches!(self.items.last(), Some(OutputItem::Reasoning { .. }))) {
+            let (id, status) = (new_item_id("rs"), Status::InProgress);
+            self.begin(OutputItem::Reasoning { id, summary: [], content: Vec::new(), status }, tell);
+            if let Some(OutputItem::Reasoning { content, .. }) = self.items.last_mut() {
+                content.push(ReasoningText { r#type: "reasoning_text", ..ReasoningText::default() });
+            }
+            self.part("response.content_part.added", tell);
+        }
+        let r#type = "response.reasoning_text.delta";
+        tell(ResponseEvent { r#type, delta: Some(new), ..self.place(IN_PART) });
+        if let Some(OutputItem::Reasoning { content, .. }) = self.items.last_mut() {
+            content[0].text.push_str(new);
+        }
+    }
+
+    fn arguments(&mut self, new: &str, tell: Tell<'_>) {
+        let r#type = "response.function_call_arguments.delta";
+        tell(ResponseEvent { r#type, delta: Some(new), ..self.place(None) });
+        if let Some(OutputItem::FunctionCall { arguments, .. }) = self.items.last_mut() {
+            arguments.push_str(new);
+        }
     }
 
     fn begin_text(&mut self, tell: Tell<'_>) {
         let (id, status, role) = (new_item_id("msg"), Status::InProgress, "assistant");
         self.begin(OutputItem::Message { id, status, role, content: Vec::new() }, tell);
-        let output_index = self.items.len() - 1;
-        let Some(OutputItem::Message { id, content, .. }) = self.items.last_mut() else { return };
-        content.push(OutputText { r#type: "output_text", ..OutputText::default() });
-        tell(ResponseEvent {
-            r#type: "response.content_part.added",
-            output_index: Some(output_index),
-            item_id: Some(id),
-            content_index: Some(0),
-            part: Some(Part::Text(&content[0])),
-            ..ResponseEvent::default()
-        });
-    }
-
-    fn reasoning(&mut self, new: &str, tell: Tell<'_>) {
-        if !(self.open && matches!(self.items.last(), Some(OutputItem::Reasoning { .. }))) {
-            self.begin_reasoning(tell);
+        if let Some(OutputItem::Message { content, .. }) = self.items.last_mut() {
+            content.push(OutputText { r#type: "output_text", ..OutputText::default() });
         }
-        let output_index = self.items.len() - 1;
-        let Some(OutputItem::Reasoning { id, content, .. }) = self.items.last_mut() else { return };
-        let Some(part) = content.last_mut() else { return };
-        tell(ResponseEvent {
-            r#type: "response.reasoning_text.delta",
-            output_index: Some(output_index),
-            item_id: Some(id),
-            content_index: Some(0),
-            delta: Some(new),
-            ..ResponseEvent::default()
-        });
-        part.text.push_str(new);
-    }
-
-    fn begin_reasoning(&mut self, tell: Tell<'_>) {
-        let (id, status) = (new_item_id("rs"), Status::InProgress);
-        self.begin(OutputItem::Reasoning { id, summary: [], content: Vec::new(), status }, tell);
-        let output_index = self.items.len() - 1;
-        let Some(OutputItem::Reasoning { id, content, .. }) = self.items.last_mut() else { return };
-        content.push(ReasoningText { r#type: "reasoning_text", ..ReasoningText::default() });
-        tell(ResponseEvent {
-            r#type: "response.content_part.added",
-            output_index: Some(output_index),
-            item_id: Some(id),
-            content_index: Some(0),
-            part: Some(Part::Reasoning(&content[0])),
-            ..ResponseEvent::default()
-        });
-    }
-
-    fn arguments(&mut self, new: &str, tell: Tell<'_>) {
-        let output_index = self.items.len().saturating_sub(1);
-        let Some(OutputItem::FunctionCall { id, arguments, .. }) = self.items.last_mut() else { return };
-        tell(ResponseEvent {
-            r#type: "response.function_call_arguments.delta",
-            output_index: Some(output_index),
-            item_id: Some(id),
-            delta: Some(new),
-            ..ResponseEvent::default()
-        });
-        arguments.push_str(new);
+        self.part("response.content_part.added", tell);
     }
 
     /// Ends the item before and adds one.
@@ -151,12 +109,7 @@ impl Output {
         self.end(Status::Completed, tell);
         self.open = true;
         self.items.push(item);
-        tell(ResponseEvent {
-            r#type: "response.output_item.added",
-            output_index: Some(self.items.len() - 1),
-            item: self.items.last(),
-            ..ResponseEvent::default()
-        });
+        self.item("response.output_item.added", tell);
     }
 
     /// Ends the last item, if it is not ended yet.
@@ -164,70 +117,69 @@ impl Output {
         if !std::mem::take(&mut self.open) {
             return;
         }
-        let output_index = Some(self.items.len() - 1);
-        let event = ResponseEvent { output_index, ..ResponseEvent::default() };
-        match self.items.last_mut() {
-            Some(OutputItem::Message { id, status, content, .. }) => {
-                *status = reached;
-                let event = ResponseEvent { item_id: Some(id), content_index: Some(0), ..event };
-                tell(ResponseEvent {
-                    r#type: "response.output_text.done",
-                    text: Some(&content[0].text),
-                    logprobs: Some(&content[0].logprobs),
-                    ..event
-                });
-                let part = Some(Part::Text(&content[0]));
-                let (item_id, content_index) = (Some(id.as_str()), Some(0));
-                let r#type = "response.content_part.done";
-                tell(ResponseEvent {
-                    r#type,
-                    output_index,
-                    item_id,
-                    content_index,
-                    part,
-                    ..ResponseEvent::default()
-                });
-            }
-            Some(OutputItem::Reasoning { id, status, content, .. }) => {
-                *status = reached;
-                let event = ResponseEvent { item_id: Some(id), content_index: Some(0), ..event };
-                tell(ResponseEvent {
-                    r#type: "response.reasoning_text.done",
-                    text: Some(&content[0].text),
-                    ..event
-                });
-                let part = Some(Part::Reasoning(&content[0]));
-                let (item_id, content_index) = (Some(id.as_str()), Some(0));
-                let r#type = "response.content_part.done";
-                tell(ResponseEvent {
-                    r#type,
-                    output_index,
-                    item_id,
-                    content_index,
-                    part,
-                    ..ResponseEvent::default()
-                });
-            }
-            Some(OutputItem::FunctionCall { id, status, name, arguments, .. }) => {
-                *status = reached;
-                tell(ResponseEvent {
-                    r#type: "response.function_call_arguments.done",
-                    item_id: Some(id),
-                    name: Some(name),
-                    arguments: Some(arguments),
-                    ..event
-                });
-            }
-            None => return,
+        let Some(item) = self.items.last_mut() else { return };
+        let (OutputItem::Message { status, .. }
+        | OutputItem::Reasoning { status, .. }
+        | OutputItem::FunctionCall { status, .. }) = item;
+        *status = reached;
+        match self.items.last() {
+            Some(OutputItem::Message { content, .. }) => tell(ResponseEvent {
+                r#type: "response.output_text.done",
+                text: Some(&content[0].text),
+                logprobs: Some(&content[0].logprobs),
+                ..self.place(IN_PART)
+            }),
+            Some(OutputItem::Reasoning { content, .. }) => tell(ResponseEvent {
+                r#type: "response.reasoning_text.done",
+                text: Some(&content[0].text),
+                ..self.place(IN_PART)
+            }),
+            Some(OutputItem::FunctionCall { name, arguments, .. }) => tell(ResponseEvent {
+                r#type: "response.function_call_arguments.done",
+                name: Some(name),
+                arguments: Some(arguments),
+                ..self.place(None)
+            }),
+            None => {}
         }
-        tell(ResponseEvent {
-            r#type: "response.output_item.done",
-            output_index,
-            item: self.items.last(),
-            ..ResponseEvent::default()
+        self.part("response.content_part.done", tell);
+        self.item("response.output_item.done", tell);
+    }
+
+    /// An event about the last item.
+    fn item(&self, r#type: &'static str, tell: Tell<'_>) {
+        let output_index = Some(self.items.len() - 1);
+        let item = self.items.last();
+        tell(ResponseEvent { r#type, output_index, item, ..ResponseEvent::default() });
+    }
+
+    /// An event about the last item's part, if it has one.
+    fn part(&self, r#type: &'static str, tell: Tell<'_>) {
+        let part = match self.items.last() {
+            Some(OutputItem::Message { content, .. }) => content.first().map(Part::Text),
+            Some(OutputItem::Reasoning { content, .. }) => content.first().map(Part::Reasoning),
+            Some(OutputItem::FunctionCall { .. }) | None => None,
+        };
+        if part.is_some() {
+            tell(ResponseEvent { r#type, part, ..self.place(IN_PART) });
+        }
+    }
+
+    /// Where something happens: in the last item.
+    fn place(&self, content_index: Option<usize>) -> ResponseEvent<'_> {
+        let item_id = self.items.last().map(|item| {
+            let (OutputItem::Message { id, .. }
+            | OutputItem::Reasoning { id, .. }
+            | OutputItem::FunctionCall { id, .. }) = item;
+            id.as_str()
         });
+        let output_index = self.items.len().checked_sub(1);
+        ResponseEvent { output_index, item_id, content_index, ..ResponseEvent::default() }
     }
 }
+
+/// Items of text have one part.
+const IN_PART: Option<usize> = Some(0);
 
 #[cfg(test)]
 mod tests {

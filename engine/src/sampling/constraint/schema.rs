@@ -49,21 +49,12 @@ const ESCAPES: &str = "nrbtf\\\"";
 
 /// The schema as the compiler gets it.
 pub(super) fn enforced(schema: &Value) -> Result<Value, ConstraintError> {
-    let mut audit = Audit::default();
-    let mut root = match audit.schema(&Place::root(), schema)? {
-        Value::Object(keywords) => keywords,
-        Value::Bool(true) => Map::new(),
-        _ => return Err(refused("#", "false allows no value")),
-    };
-    for (at, target) in &audit.references {
-        if !audit.places.contains(target) {
-            let what = format!("$ref leads to {target}, where this document has no schema");
-            return Err(refused(at, what));
-        }
-    }
-    let options = json!({"whitespace_pattern": WHITESPACE, "json_allowed_escapes": ESCAPES});
-    root.insert("x-guidance".into(), options);
-    Ok(Value::Object(root))
+    Audit::default().document(schema)
+}
+
+/// The same, where a `format` that is not enforced is a note.
+pub(super) fn without_notes(schema: &Value) -> Result<Value, ConstraintError> {
+    Audit { notes_formats: true, ..Audit::default() }.document(schema)
 }
 
 /// What the compiler's words on a schema mean to whoever wrote it.
@@ -136,9 +127,28 @@ struct Audit {
     places: HashSet<String>,
     /// Where a reference stands, and the pointer it leads to.
     references: Vec<(String, String)>,
+    /// Formats that are not enforced are left out.
+    notes_formats: bool,
 }
 
 impl Audit {
+    fn document(&mut self, schema: &Value) -> Result<Value, ConstraintError> {
+        let mut root = match self.schema(&Place::root(), schema)? {
+            Value::Object(keywords) => keywords,
+            Value::Bool(true) => Map::new(),
+            _ => return Err(refused("#", "false allows no value")),
+        };
+        for (at, target) in &self.references {
+            if !self.places.contains(target) {
+                let what = format!("$ref leads to {target}, where this document has no schema");
+                return Err(refused(at, what));
+            }
+        }
+        let options = json!({"whitespace_pattern": WHITESPACE, "json_allowed_escapes": ESCAPES});
+        root.insert("x-guidance".into(), options);
+        Ok(Value::Object(root))
+    }
+
     fn schema(&mut self, place: &Place, schema: &Value) -> Result<Value, ConstraintError> {
         // One long name above thousands of schemas would be kept in each of their pointers.
         if place.pointer.len() > POINTER {
@@ -246,6 +256,7 @@ impl Audit {
             "pattern" => value.as_str().map(Value::from).ok_or_else(|| inner.refuse("must be a string"))?,
             "format" => match value.as_str() {
                 Some(name) if FORMATS.contains(&name) => value.clone(),
+                Some(_) if self.notes_formats => return Ok(None),
                 _ => {
                     let what = format!("format {value} is not enforced; {} are", FORMATS.join(", "));
                     return Err(inner.refuse(what));
@@ -455,6 +466,26 @@ mod tests {
         });
         assert_eq!(enforced(&schema).unwrap().to_string(), expected.to_string(), "in this order");
         assert_eq!(enforced(&json!(true)).unwrap(), json!({"x-guidance": options}));
+    }
+
+    #[test]
+    fn formats_may_be_notes() {
+        let schema = json!({
+            "properties": {
+                "format": {"type": "string", "format": "binary"},
+                "at": {"anyOf": [{"type": "string", "format": "date"}, {"type": "null", "format": "int32"}]},
+            },
+            "default": {"format": "binary"},
+        });
+        assert!(refusal(&schema).contains("\"binary\" is not enforced"));
+        let kept = without_notes(&schema).unwrap();
+        let at = json!({"anyOf": [{"type": "string", "format": "date"}, {"type": "null"}]});
+        assert_eq!(kept["properties"], json!({"format": {"type": "string"}, "at": at}));
+        // What is left is a schema as any other.
+        assert_eq!(enforced(&kept).unwrap(), kept);
+        let not = json!({"format": 5});
+        assert!(without_notes(&not).is_err(), "a format is a name");
+        assert!(without_notes(&json!({"properties": {"a": {"uniqueItems": true}}})).is_err());
     }
 
     #[test]
