@@ -34,9 +34,9 @@ manual() { # COMMAND...
     local page name
     page=$(IFS=-; echo "m40llm${*:+-$*}")
     "$binary" man "$@" >"$tree/man/$page.1"
-    for name in $(grep -o "^${page//-/\\\\\\\\-}\\\\\\\\-[a-z0-9]*(1)" "$tree/man/$page.1" || true); do
-        name=${name%(1)}
-        manual "$@" "${name##*\\-}"
+    # roff writes `m40llm\-keys\-create(1)`.
+    for name in $(tr -d '\\' <"$tree/man/$page.1" | sed -n "s/^$page-\([a-z0-9-]*\)(1)\$/\1/p"); do
+        manual "$@" "$name"
     done
 }
 
