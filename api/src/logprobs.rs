@@ -22,6 +22,15 @@ fn text(tokenizer: &Tokenizer, id: u32) -> String {
     String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned()
 }
 
+/// A token's text, or `bytes:\xe6\xb0` as OpenAI has it in the completions shape, which tells no bytes beside it
+/// and in which tokens are keys.
+fn name(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => bytes.iter().fold("bytes:".to_owned(), |name, byte| name + &format!("\\x{byte:02x}")),
+    }
+}
+
 /// The chat shape.
 pub(crate) fn chat(tokenizer: &Tokenizer, tokens: &[TokenOut]) -> ChatLogprobs {
     let content = tokens.iter().map(|token| {
@@ -97,19 +106,19 @@ fn legacy(
 ) -> CompletionLogprobs {
     let mut out = CompletionLogprobs::default();
     for token in tokens {
-        let name = text(tokenizer, token.id);
+        let own_name = name(tokenizer.token_bytes(token.id));
         let logprob = token.logprob.as_ref().and_then(|l| l.logprob).map(floored);
         out.top_logprobs.push(logprob.map(|own| {
-            let mut top = BTreeMap::from([(name.clone(), own)]);
+            let mut top = BTreeMap::from([(own_name.clone(), own)]);
             for &(id, logprob) in token.logprob.iter().flat_map(|l| &l.top) {
-                // Tokens of other bytes may share a lossy text: the likelier one, which comes first, stays.
-                top.entry(text(tokenizer, id)).or_insert(floored(logprob));
+                // Of tokens of the same bytes, the likelier one, which comes first, stays.
+                top.entry(name(tokenizer.token_bytes(id))).or_insert(floored(logprob));
             }
             top
         }));
         out.text_offset.push(offset(token.id));
         out.token_logprobs.push(logprob);
-        out.tokens.push(name);
+        out.tokens.push(own_name);
     }
     out
 }
@@ -125,6 +134,13 @@ pub(crate) fn append(all: &mut CompletionLogprobs, more: CompletionLogprobs) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tokens_that_are_no_characters_have_different_names() {
+        assert_eq!(name("Zürich".as_bytes()), "Zürich");
+        assert_eq!(name(b"\xe6\xb0"), r"bytes:\xe6\xb0");
+        assert_eq!(name(b" \xe7"), r"bytes:\x20\xe7");
+    }
 
     #[test]
     fn minus_infinity_has_a_floor() {

@@ -115,6 +115,8 @@ pub enum Event {
         reason: FinishReason,
         /// Which of the request's stop strings it was, by its place among them.
         matched: Option<usize>,
+        /// Or which token: one that ends generations, or one of `stop_tokens`. No [`Event::Text`] has it.
+        ending: Option<TokenOut>,
         /// The counts.
         usage: Usage,
     },

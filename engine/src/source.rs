@@ -173,7 +173,12 @@ mod tests {
                 let completion_tokens = job.request.max_tokens.unwrap();
                 assert!(job.send(Event::Text { text: "a".into(), tokens: vec![] }));
                 let usage = Usage { prompt_tokens: 2, cached_tokens: 0, completion_tokens };
-                assert!(job.send(Event::Done { reason: FinishReason::Length, matched: None, usage }));
+                assert!(job.send(Event::Done {
+                    reason: FinishReason::Length,
+                    matched: None,
+                    ending: None,
+                    usage
+                }));
             }
         })
         .unwrap();

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs the SDKs that people use against a live server, and schemathesis against its document.
 # Usage: tests/clients/run.sh BINARY MODEL.gguf [--full] [-- PYTEST-ARGUMENTS]
-#   --full  all of it: more cases for each SDK, longer texts, more requests at once, five minutes of schemathesis
+#   --full  all of it: more cases for each SDK, longer texts, more requests at once, lm-evaluation-harness (some 800 MB
+#           into .venv-lm-eval/), five minutes of schemathesis
 # With PYTEST-ARGUMENTS, only pytest runs. Installs what it needs: .venv/ (Python 3.10+) and
 # tests/clients/node/node_modules (Node 20+).
 set -euo pipefail
@@ -9,7 +10,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 if [ $# -lt 2 ]; then
-    sed -n '2,6s/^# //p' "$0" >&2
+    sed -n '2,7s/^# //p' "$0" >&2
     exit 2
 fi
 binary=$(realpath "$1") model=$(realpath "$2")
@@ -56,6 +57,7 @@ failed=0
 "$venv/bin/python" -m pytest "$here/python" -q --tb=short --durations=5 "$@" || failed=1
 if [ $# -eq 0 ]; then
     (cd "$here/node" && npm test --silent) || failed=1
+    if [ "$full" = 1 ]; then "$here/lm_eval/run.sh" || failed=1; fi
     "$here/fuzz/run.sh" || failed=1
 fi
 if ! servers_running; then

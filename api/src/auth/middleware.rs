@@ -288,6 +288,7 @@ mod tests {
             ("/admin/anything", Scope::Admin),
             ("/v1/models", Scope::Inference),
             ("/tokenize", Scope::Inference),
+            ("/tokenizer_info", Scope::Inference),
             ("//", Scope::Inference),
             ("/health/", Scope::Inference),
             ("/docsx", Scope::Inference),

@@ -297,7 +297,8 @@ pub struct CompletionChoice {
 /// Log-probabilities of a choice, or of one chunk of it; the four lists have the same length.
 #[derive(Debug, Default, Serialize, ToSchema)]
 pub struct CompletionLogprobs {
-    /// The tokens' texts, lossily where their bytes are not whole characters.
+    /// The tokens' texts, or such as `bytes:\xe6\xb0` where their bytes are not whole characters. A token that ended the
+    /// choice comes last, and is no part of its text.
     pub tokens: Vec<String>,
     /// Natural logarithms, at least -9999; null for an echoed first token, which nothing predicts.
     pub token_logprobs: Vec<Option<f32>>,

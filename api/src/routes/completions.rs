@@ -81,6 +81,11 @@ fn choices(outcomes: Vec<Outcome>, job: &CompletionJob, model: &Model) -> Vec<Co
     let mut choices = Vec::with_capacity(job.prompts.len() * job.n);
     for source in &job.prompts {
         let mut candidates: Vec<Outcome> = outcomes.by_ref().take(job.best_of).collect();
+        for outcome in &mut candidates {
+            // It is scored as every token that was generated, `max_tokens` of them at most: who asks for one
+            // behind a text finds it last, whatever it is.
+            outcome.tokens.extend(outcome.ending.take());
+        }
         if job.best_of > job.n {
             candidates.sort_by(|a, b| mean(&b.tokens).total_cmp(&mean(&a.tokens)));
             candidates.truncate(job.n);
@@ -185,9 +190,11 @@ impl Wire for Pieces {
                 }
                 CompletionChoice { index, text, logprobs, finish_reason: None }
             }
-            Event::Done { reason, .. } => {
+            Event::Done { reason, ending, .. } => {
                 let finish_reason = Some(finish_reason(reason));
-                CompletionChoice { index, text: String::new(), logprobs: None, finish_reason }
+                let ending = ending.filter(|_| self.logprobs);
+                let logprobs = ending.map(|token| self.offsets[index].output(tokenizer, &[token]));
+                CompletionChoice { index, text: String::new(), logprobs, finish_reason }
             }
             Event::Embedding(_) | Event::Failed(_) => return,
         };

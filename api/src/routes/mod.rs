@@ -89,6 +89,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(models::retrieve))
         .routes(routes!(generate::generate))
         .routes(routes!(tokens::tokenize))
+        .routes(routes!(tokens::tokenizer_info))
         .routes(routes!(tokens::detokenize))
         .routes(routes!(tokens::apply_template))
         .routes(routes!(health::health))

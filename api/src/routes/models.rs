@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Failures of routes that need the loaded model.
-struct ModelFailures;
+pub(super) struct ModelFailures;
 
 impl utoipa::IntoResponses for ModelFailures {
     fn responses() -> std::collections::BTreeMap<String, utoipa::openapi::RefOr<utoipa::openapi::Response>> {

@@ -1,4 +1,4 @@
-//! `POST /tokenize`, `/detokenize` and `/apply-template`.
+//! `POST /tokenize`, `/detokenize` and `/apply-template`, `GET /tokenizer_info`.
 
 use axum::{Json, extract::State};
 use serde::{Deserialize, Serialize};
@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 use super::{
     BodyFailures,
     body::{JsonBody, beside},
+    models::ModelFailures,
 };
 use crate::{
     app::AppState,
@@ -25,9 +26,12 @@ use crate::{
 #[serde(remote = "Self")]
 #[schema(example = json!({"content": "Hello, world!"}))]
 pub(super) struct TokenizeRequest {
-    /// The text.
+    /// The text; `prompt`, as vLLM has it, is the same.
+    #[serde(alias = "prompt")]
     content: String,
-    /// Add the beginning- and end-of-text tokens that the model wants; false when absent.
+    /// Add the beginning- and end-of-text tokens that the model wants; false when absent. `add_special_tokens`,
+    /// as vLLM has it, is the same.
+    #[serde(alias = "add_special_tokens")]
     add_special: Option<bool>,
     /// Recognise special tokens written out in the text; true when absent.
     parse_special: Option<bool>,
@@ -57,6 +61,30 @@ pub(super) async fn tokenize(
     let (add, parse) = (value.add_special.unwrap_or(false), value.parse_special.unwrap_or(true));
     let tokens = beside(bytes, move || model.engine.tokenizer().encode(&value.content, add, parse)).await;
     Ok(Json(Tokens { tokens }))
+}
+
+/// The tokens around a text.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct TokenizerInfo {
+    /// What texts begin with; null where the model knows no such token.
+    #[schema(required, example = "<|im_start|>")]
+    bos_token: Option<String>,
+    /// What texts end with; null where the model knows no such token.
+    #[schema(required, example = "<|im_end|>")]
+    eos_token: Option<String>,
+}
+
+/// Describe the tokenizer, as vLLM does: clients that look for this take their tokens from `/tokenize`.
+#[utoipa::path(
+    get, path = "/tokenizer_info", operation_id = "tokenizerInfo", tag = "Native",
+    responses((status = 200, description = "The special tokens.", body = TokenizerInfo), ModelFailures),
+    security(("ApiKey" = []), ()),
+)]
+pub(super) async fn tokenizer_info(State(state): State<AppState>) -> Result<Json<TokenizerInfo>, ApiError> {
+    let model = state.model()?;
+    let tokenizer = model.engine.tokenizer();
+    let text = |id: Option<u32>| id.map(|id| tokenizer.token_text(id).to_owned());
+    Ok(Json(TokenizerInfo { bos_token: text(tokenizer.bos()), eos_token: text(tokenizer.eos()) }))
 }
 
 /// Token ids to turn into text.

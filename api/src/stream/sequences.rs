@@ -91,6 +91,8 @@ pub(crate) struct Outcome {
     pub(crate) prompt: Vec<TokenOut>,
     /// Why it ended.
     pub(crate) reason: FinishReason,
+    /// The token that ended it, if one did, which has no text.
+    pub(crate) ending: Option<TokenOut>,
 }
 
 impl Sequences {
@@ -293,8 +295,13 @@ impl Sequences {
 
     /// All sequences to their end, in the order of their requests. The first failure ends them all.
     pub(crate) async fn collect(self) -> Result<(Vec<Outcome>, Usage), ApiError> {
-        let empty =
-            || Outcome { text: String::new(), tokens: vec![], prompt: vec![], reason: FinishReason::Stop };
+        let empty = || Outcome {
+            text: String::new(),
+            tokens: vec![],
+            prompt: vec![],
+            reason: FinishReason::Stop,
+            ending: None,
+        };
         let mut outcomes: Vec<Outcome> = (0..self.count).map(|_| empty()).collect();
         let usage = self
             .each(|i, event| {
@@ -305,7 +312,7 @@ impl Sequences {
                         outcome.text.push_str(&text);
                         outcome.tokens.extend(tokens);
                     }
-                    Event::Done { reason, .. } => outcome.reason = reason,
+                    Event::Done { reason, ending, .. } => (outcome.reason, outcome.ending) = (reason, ending),
                     Event::Embedding(_) | Event::Failed(_) => {}
                 }
             })

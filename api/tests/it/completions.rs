@@ -79,6 +79,46 @@ async fn echo_scores_the_prompt() {
     }
 }
 
+/// lm-evaluation-harness asks for one token behind the text that it scores, and leaves out the last score.
+#[tokio::test]
+async fn the_token_that_ends_a_choice_is_scored() {
+    let prompt = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n\
+        The capital of France is Paris.";
+    let body = json!({"prompt": prompt, "echo": true, "max_tokens": 1, "logprobs": 1, "temperature": 0});
+    let answer = complete(&body).await;
+    let choice = &answer["choices"][0];
+    assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!(prompt), &json!("stop")));
+    let logprobs = &choice["logprobs"];
+    let count = ids(prompt).len();
+    for list in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        assert_eq!(logprobs[list].as_array().unwrap().len(), count + 1, "{list}");
+    }
+    assert_eq!(logprobs["tokens"][count], "<|im_end|>");
+    assert_eq!(logprobs["top_logprobs"][count]["<|im_end|>"], logprobs["token_logprobs"][count]);
+    assert_eq!(logprobs["text_offset"][count], prompt.chars().count());
+    let mut streamed = body.clone();
+    streamed["stream"] = json!(true);
+    let mut tokens = Vec::new();
+    for event in post(&served(), "/v1/completions", &streamed).await.events(true) {
+        tokens.extend(event["choices"][0]["logprobs"]["tokens"].as_array().into_iter().flatten().cloned());
+    }
+    assert_eq!(json!(tokens), logprobs["tokens"]);
+}
+
+/// Else two tokens that are no whole characters would be one key of `top_logprobs`, and the worse could pass for the best.
+#[tokio::test]
+async fn tokens_of_half_a_character_keep_their_bytes() {
+    let answer = complete(&json!({"prompt": "水", "echo": true, "max_tokens": 0, "logprobs": 20})).await;
+    let tokens = answer["choices"][0]["logprobs"]["tokens"].as_array().unwrap();
+    let hex = |byte: &u8| format!("\\x{byte:02x}");
+    let names: String =
+        tokens.iter().map(|token| token.as_str().unwrap().strip_prefix("bytes:").unwrap()).collect();
+    assert!(tokens.len() > 1, "{tokens:?}");
+    assert_eq!(names, "水".as_bytes().iter().map(hex).collect::<String>());
+    let best = answer["choices"][0]["logprobs"]["top_logprobs"][1].as_object().unwrap();
+    assert!(best.len() >= 20, "each of them has a key: {best:?}");
+}
+
 #[tokio::test]
 async fn echo_and_output_follow_one_another() {
     let prompt = "Zürich, Genève ☕ and";

@@ -44,6 +44,7 @@ fn every_route_is_in_it_with_its_security() {
         ("/v1/models/{id}", "get", &keyed),
         ("/generate", "post", &keyed),
         ("/tokenize", "post", &keyed),
+        ("/tokenizer_info", "get", &keyed),
         ("/detokenize", "post", &keyed),
         ("/apply-template", "post", &keyed),
         ("/health", "get", &open),

@@ -104,6 +104,26 @@ async fn text_survives_tokens() {
     assert!(of(json!({"content": long})).await >= 50_000);
 }
 
+/// lm-evaluation-harness takes them for vLLM's.
+#[tokio::test]
+async fn the_tokenizer_speaks_vllms_words_too() {
+    let app = served();
+    let of = |fields: Value| {
+        let app = app.clone();
+        async move { post(&app, "/tokenize", &fields).await }
+    };
+    let text = "<|im_start|>user\nHi";
+    let own = of(json!({"content": text, "add_special": true})).await.json();
+    assert_eq!(of(json!({"prompt": text, "add_special_tokens": true})).await.json(), own);
+    let info = get(&app, "/tokenizer_info").await.json();
+    assert_eq!(info, json!({"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}));
+    for (fields, word) in [(json!({}), "content"), (json!({"content": "a", "prompt": "b"}), "twice")] {
+        let refused = of(fields).await;
+        let message = refused.error()["message"].as_str().unwrap().to_owned();
+        assert!(refused.status == 400 && message.contains(word), "{message}");
+    }
+}
+
 #[tokio::test]
 async fn work_is_counted() {
     let app = served();

@@ -52,8 +52,12 @@ pub(crate) fn paced(
                 completion_tokens: tokens.len() + 1,
             };
             job.send(match end {
-                End::Stop(matched) => Event::Done { reason: FinishReason::Stop, matched, usage },
-                End::Length => Event::Done { reason: FinishReason::Length, matched: None, usage },
+                End::Stop(matched) => {
+                    Event::Done { reason: FinishReason::Stop, matched, ending: None, usage }
+                }
+                End::Length => {
+                    Event::Done { reason: FinishReason::Length, matched: None, ending: None, usage }
+                }
                 End::Failure => Event::Failed(EngineError::Backend("on purpose".into())),
             });
         }

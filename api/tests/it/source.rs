@@ -101,7 +101,7 @@ impl Source {
         }
         let usage =
             Usage { prompt_tokens: job.request.prompt.len(), cached_tokens: 0, completion_tokens: given };
-        job.send(Event::Done { reason: FinishReason::Length, matched: None, usage });
+        job.send(Event::Done { reason: FinishReason::Length, matched: None, ending: None, usage });
         None
     }
 }

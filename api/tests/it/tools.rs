@@ -26,7 +26,7 @@ fn says(template: &str, words: &str, characters: usize) -> Router {
             let prompt_tokens = job.request.prompt.len();
             let completion_tokens = tokens.len().min(most);
             let usage = Usage { prompt_tokens, cached_tokens: 0, completion_tokens };
-            job.send(Event::Done { reason, usage, matched: None });
+            job.send(Event::Done { reason, usage, matched: None, ending: None });
         }
     })
     .unwrap();

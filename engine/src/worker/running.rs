@@ -128,7 +128,7 @@ impl Running {
     pub(super) fn embedded(&mut self) -> Progress {
         let vector = self.vector.take().unwrap_or_default().mean();
         self.emit(Event::Embedding(vector));
-        self.end(FinishReason::Stop)
+        self.end(FinishReason::Stop, None)
     }
 
     /// Uses a step's logits: scores prompt tokens, samples the next one, emits what is settled.
@@ -145,7 +145,7 @@ impl Running {
             return Progress::Prompt;
         }
         if self.max_tokens == 0 {
-            return self.finish(FinishReason::Length);
+            return self.finish(FinishReason::Length, None);
         }
         let logits = row(plan.rows - 1);
         let token = match self.choose(logits) {
@@ -158,17 +158,17 @@ impl Running {
         if self.generated == 1 {
             self.trace.first_token();
         }
+        let logprob = match (self.logprobs, logits) {
+            (Some(n), Row::All(logits)) => Some(logprob_of(logits, token, n)),
+            _ => None,
+        };
         let ends = tokenizer.is_end_of_generation(token) && (self.walk.is_some() || !self.ignore_eos);
         if ends || self.stop_tokens.contains(&token) {
-            return self.finish(FinishReason::Stop);
+            return self.finish(FinishReason::Stop, Some(TokenOut { id: token, logprob }));
         }
         let complete = match self.walk.as_mut().map_or(Ok(false), |walk| walk.advance(token)) {
             Ok(complete) => complete,
             Err(error) => return self.failed(error),
-        };
-        let logprob = match (self.logprobs, logits) {
-            (Some(n), Row::All(logits)) => Some(logprob_of(logits, token, n)),
-            _ => None,
         };
         let is_silent = tokenizer.is_control(token) && !self.printed.contains(&token);
         let bytes = if is_silent { &[][..] } else { tokenizer.token_bytes(token) };
@@ -177,13 +177,13 @@ impl Running {
             self.emit(event);
         }
         if stopped {
-            return self.end(FinishReason::Stop);
+            return self.end(FinishReason::Stop, None);
         }
         if complete {
-            return self.finish(FinishReason::Stop);
+            return self.finish(FinishReason::Stop, None);
         }
         if self.generated >= self.max_tokens {
-            return self.finish(FinishReason::Length);
+            return self.finish(FinishReason::Length, None);
         }
         Progress::Token(token)
     }
@@ -216,12 +216,12 @@ impl Running {
     }
 
     /// Emits what was held back, then the end.
-    fn finish(&mut self, reason: FinishReason) -> Progress {
+    fn finish(&mut self, reason: FinishReason, ending: Option<TokenOut>) -> Progress {
         let (piece, stopped) = self.output.flush();
         if let Some(event) = piece {
             self.emit(event);
         }
-        self.end(if stopped { FinishReason::Stop } else { reason })
+        if stopped { self.end(FinishReason::Stop, None) } else { self.end(reason, ending) }
     }
 
     fn failed(&self, error: EngineError) -> Progress {
@@ -230,11 +230,11 @@ impl Running {
         Progress::Ended
     }
 
-    fn end(&self, reason: FinishReason) -> Progress {
+    fn end(&self, reason: FinishReason, ending: Option<TokenOut>) -> Progress {
         let prompt_tokens = self.prompt.len();
         let usage = Usage { prompt_tokens, cached_tokens: self.cached, completion_tokens: self.generated };
         self.trace.done(reason, usage);
-        self.emit(Event::Done { reason, matched: self.output.matched(), usage });
+        self.emit(Event::Done { reason, matched: self.output.matched(), ending, usage });
         Progress::Ended
     }
 

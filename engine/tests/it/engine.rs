@@ -36,6 +36,8 @@ pub(crate) struct Answer {
     pub(crate) ids: Vec<u32>,
     reason: FinishReason,
     matched: Option<usize>,
+    /// The token that ended it.
+    ending: Option<u32>,
     pub(crate) usage: Usage,
 }
 
@@ -48,7 +50,9 @@ pub(crate) fn collect(mut generation: m40llm_engine::Generation) -> Answer {
                 ids.extend(tokens.iter().map(|t| t.id));
             }
             Event::Prompt(_) | Event::Embedding(_) => {}
-            Event::Done { reason, matched, usage } => return Answer { text, ids, reason, matched, usage },
+            Event::Done { reason, matched, ending, usage } => {
+                return Answer { text, ids, reason, matched, ending: ending.map(|token| token.id), usage };
+            }
             Event::Failed(error) => panic!("{error}"),
         }
     }
@@ -118,7 +122,7 @@ fn stop_strings_end_the_text_before_them() {
     stopped.stop = vec!["never in there".into(), stop];
     let answer = collect(engine().submit(stopped).unwrap());
     assert_eq!((answer.text.as_str(), answer.reason), (expected, FinishReason::Stop));
-    assert_eq!(answer.matched, Some(1));
+    assert_eq!((answer.matched, answer.ending), (Some(1), None));
     assert!(full.ids.starts_with(&answer.ids));
 }
 
@@ -127,6 +131,12 @@ fn limits_are_told_apart() {
     let long = request(&chat("Write a long story."), 5, SamplingParams::greedy());
     let answer = collect(engine().submit(long).unwrap());
     assert_eq!((answer.reason, answer.usage.completion_tokens), (FinishReason::Length, 5));
+    assert_eq!(answer.ending, None);
+
+    let said = chat("What is the capital of France?") + "The capital of France is Paris.";
+    let answer = collect(engine().submit(request(&said, 5, SamplingParams::greedy())).unwrap());
+    assert_eq!((answer.reason, answer.usage.completion_tokens), (FinishReason::Stop, 1));
+    assert_eq!((answer.text.as_str(), answer.ending), ("", engine().tokenizer().eos()));
 
     let mut none = request("Hello", 0, SamplingParams::greedy());
     none.prompt_logprobs = Some(3);
