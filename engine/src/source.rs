@@ -232,7 +232,7 @@ mod tests {
         let engine = Engine::from_source(&config(), |inbox| {
             while let Some(job) = inbox.recv() {
                 let usage = Usage { prompt_tokens: 2, cached_tokens: 0, completion_tokens: 0 };
-                job.send(Event::Done { reason: FinishReason::Length, matched: None, usage });
+                job.send(Event::Done { reason: FinishReason::Length, matched: None, usage, ending: None });
             }
         })
         .unwrap();
