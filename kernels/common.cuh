@@ -20,7 +20,7 @@ constexpr int TILE_ROWS = 4;
 // Tokens of a KV block.
 constexpr int BLOCK_TOKENS = 32;
 // Most tokens of the kernels for small batches, which want activations in permuted order.
-constexpr int SMALL_BATCH = 8;
+constexpr int SMALL_BATCH = 10;
 
 // Activations have one of two orders. Natural: [token][column]. Permuted: within each slice of g groups, the quad (four
 // columns) j of every group's eight comes together, so that a lane which works on group `lane` reads float4 j at
@@ -58,7 +58,7 @@ struct Product {
     const float* norm;  // small batches: RMSNorm weights [columns] in permuted order, fused into reading x; else null
     float* partial;     // workspace for split-K (skinny, gemm); size: what the launcher computes
     u32* counters;      // zeroed once at start; kernels leave them zero
-    // 9 to 32 tokens: RMSNorm in two parts. ADD with `next`, the norm's weights [rows[0]], also leaves hidden = out * next,
+    // 11 to 32 tokens: RMSNorm in two parts. ADD with `next`, the norm's weights [rows[0]], also leaves hidden = out * next,
     // and in squares[stripe][token] the sum of out² over the rows of each stripe. What then reads hidden as its x divides by
     // the root of their mean: `parts` is the number of stripes, else 0.
     const float* next;

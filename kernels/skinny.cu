@@ -1,27 +1,30 @@
-// Products of 9 to 32 tokens: wide batched decode. Activations in natural order; RMSNorm in two parts, see struct Product.
+// Products of 11 to 32 tokens: wide batched decode. Activations in natural order; RMSNorm in two parts, see struct Product.
 //
-//   skinny_<type>_n<N>(const Product p), N = 12, 16, 24, 32: up to N tokens; types f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q4_k q5_k q6_k
-//       modes STORE (+ bias), ADD, SILU_MUL, GATED (matrices 0 and 1, of equal rows); up to 3 matrices.
+//   skinny_<type>_n<N>(const Product p), N = 12, 16, 20, 24, 28, 32: up to N tokens; types f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0
+//       q4_k q5_k q6_k; modes STORE (+ bias), ADD, SILU_MUL, GATED (matrices 0 and 1, of equal rows); up to 3 matrices.
 //
 // No dynamic shared memory. Any grid is right; the number of blocks that are resident is fast:
-//   n12, n16: 128 threads, 2 blocks an SM, stripes of 64 rows (GATED: 32);
-//   n24, n32: 256 threads, 1 block an SM, stripes of 64 rows (GATED: 32); warps in pairs of half the tokens each.
+//   n12, n16, n20: 128 threads, 2 blocks an SM, stripes of 64 rows (GATED: 32);
+//   n24: 256 threads, 1 block an SM, stripes of 128 rows (GATED: 64), so that half as many pieces of x are on their way;
+//   n28, n32: 256 threads, 1 block an SM, stripes of 64 rows (GATED: 32); warps in pairs of half the tokens each.
 // A launch costs what its N tokens do, however few there are.
-// partial: 2 * grid * (N * 64 + N) floats. counters: one for each stripe, zero: the sum over the matrices (GATED: of the
-// first) of ceil(rows / rows of a stripe). squares: ceil(rows / 64) * tokens floats. x: 16-byte aligned, columns a multiple
-// of 32.
+// partial: 2 * grid * N * R floats, R being the rows of a stripe. counters: one for each stripe, zero: the sum over the
+// matrices (GATED: of the first) of ceil(rows / rows of a stripe). squares: ceil(rows / R) * tokens floats. x: 16-byte
+// aligned, columns a multiple of 32.
 #include "stripes.cuh"
 
 #define SKINNY(NAME, TYPE, TOKENS, SPLIT, WARPS, BLOCKS)                                                              \
     extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) skinny_##NAME##_n##TOKENS(const Product p) { \
-        typedef Stripes<TYPE, WARPS, TOKENS, SPLIT, false> Body;                                                      \
+        typedef Stripes<TYPE, WARPS, TOKENS, SPLIT> Body;                                                             \
         __shared__ typename Body::Shared shared;                                                                      \
         Body(p, shared).run();                                                                                        \
     }
-#define SKINNY_TYPE(NAME, TYPE)   \
+#define SKINNY_TYPE(NAME, TYPE)     \
     SKINNY(NAME, TYPE, 12, 1, 4, 2) \
     SKINNY(NAME, TYPE, 16, 1, 4, 2) \
-    SKINNY(NAME, TYPE, 24, 2, 8, 1) \
+    SKINNY(NAME, TYPE, 20, 1, 4, 2) \
+    SKINNY(NAME, TYPE, 24, 1, 8, 1) \
+    SKINNY(NAME, TYPE, 28, 2, 8, 1) \
     SKINNY(NAME, TYPE, 32, 2, 8, 1)
 
 SKINNY_TYPE(f16, F16)

@@ -1,21 +1,26 @@
-// Products of 2 to 8 tokens: a step of batched decode. Activations in permuted order, RMSNorm fused into reading them.
+// Products of 2 to 10 tokens: a step of batched decode. Activations in permuted order, RMSNorm fused into reading them; see
+// gemv.cuh.
 //
-//   small_<type>_b<B>(const Product p), B = 2, 4, 8: up to B tokens; types f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q4_k q5_k q6_k
-//       modes STORE (+ bias), ADD, SILU_MUL, GATED (matrices 0 and 1, of equal rows); up to 3 matrices.
+//   small_<type>_b<B>(const Product p), B = 2, 4, 5, 6, 8, 10: up to B tokens; types f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q4_k q5_k
+//       q6_k; modes STORE (+ bias), ADD, SILU_MUL, GATED (matrices 0 and 1, of equal rows); up to 3 matrices.
 //
-// Launch: 256 threads, no dynamic shared memory. Any grid is right; SMs is fast, as one block of b4 or b8 is resident and two
-// of b2 are (2 * SMs). At two blocks, and so 128 registers, ptxas spills sums and gives up assigning registers to banks.
-// partial: 2 * grid * (B * 128 + B) floats. counters: one for each stripe, zero: with R = 128 rows (GATED: 64),
-// the sum over the matrices (GATED: of the first) of ceil(rows / R). x, norm: 16-byte aligned, columns a multiple of 32.
-#include "stripes.cuh"
+// Launch: as gemv.cuh says, with
+//   b2: W = 12, SPLIT = 1; b4, b5: W = 8, SPLIT = 1; b6, b8, b10: W = 8, SPLIT = 2.
+// Y = ceil(slices / passes), passes = ceil(slices / most), where most = 8 / SPLIT, but for b2 4 where slices are at most 4, else
+// 6. Z = max(1, 4 / (Y * SPLIT)), with GATED 2 where it fits.
+#include "gemv.cuh"
 
-#define SMALL(NAME, TYPE, TOKENS, BLOCKS)                                                                         \
-    extern "C" __global__ void __launch_bounds__(256, BLOCKS) small_##NAME##_b##TOKENS(const Product p) { \
-        typedef Stripes<TYPE, 8, TOKENS, 1, true> Body;                                                   \
-        __shared__ typename Body::Shared shared;                                                          \
-        Body(p, shared).run();                                                                            \
+#define SMALL(NAME, TYPE, TOKENS, SPLIT, WARPS)                                                                   \
+    extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) small_##NAME##_b##TOKENS(const Product p) { \
+        gemv<TYPE, TOKENS / SPLIT, SPLIT>(p);                                                                 \
     }
-#define SMALL_TYPE(NAME, TYPE) SMALL(NAME, TYPE, 2, 2) SMALL(NAME, TYPE, 4, 1) SMALL(NAME, TYPE, 8, 1)
+#define SMALL_TYPE(NAME, TYPE)  \
+    SMALL(NAME, TYPE, 2, 1, 12) \
+    SMALL(NAME, TYPE, 4, 1, 8)  \
+    SMALL(NAME, TYPE, 5, 1, 8)  \
+    SMALL(NAME, TYPE, 6, 2, 8)  \
+    SMALL(NAME, TYPE, 8, 2, 8)  \
+    SMALL(NAME, TYPE, 10, 2, 8)
 
 SMALL_TYPE(f16, F16)
 SMALL_TYPE(q8_0, Q8_0)

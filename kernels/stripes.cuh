@@ -1,6 +1,6 @@
-// Products of repacked weights and a few columns of activations: the body of small.cu and skinny.cu.
+// Products of repacked weights and some columns of activations: the body of skinny.cu.
 //
-// A block owns stripes: ROWS rows of a matrix, all tokens. A thread holds 4 rows × up to 16 tokens of sums in registers and
+// A block owns stripes: ROWS rows of a matrix, all tokens. A thread holds 4 rows × up to 24 tokens of sums in registers and
 // walks K, so every weight is read once, unpacked once (scale and minimum folded in) and used for all of a thread's tokens.
 // The lanes of a warp are 8 along K (a lane takes a group of 32 columns) by 4 along rows (a lane takes a row tile), so the
 // lanes of different rows read the same activations from shared memory: a broadcast, a quarter of the traffic that 32
@@ -149,22 +149,21 @@ __device__ __forceinline__ V pick(const V (&of)[3], int matrix) {
     return matrix == 0 ? of[0] : matrix == 1 ? of[1] : of[2];
 }
 
-// WARPS, TOKENS: of the block. SPLIT: warps that share rows and split the tokens. PERMUTED: order of x.
-template <int TYPE, int WARPS, int TOKENS, int SPLIT, bool PERMUTED>
+// WARPS, TOKENS: of the block. SPLIT: warps that share rows and split the tokens.
+template <int TYPE, int WARPS, int TOKENS, int SPLIT>
 struct Stripes {
     static constexpr int THREADS = WARPS * 32;
     static constexpr int OWN = TOKENS / SPLIT;  // tokens of a thread
     static constexpr int ROWS = WARPS / SPLIT * ROW_LANES * TILE_ROWS;
     static constexpr int STAGED = (TOKENS + WARPS - 1) / WARPS;  // float4 that a thread stages of half a chunk
-    // Registers are short beside 8 tokens and more: then weights wait in one buffer, and the loop's body is half a chunk.
-    static constexpr bool TIGHT = OWN >= 8;
-    // Of two types a whole chunk still fits at 8 tokens, which spares what is done once a chunk a second look.
-    static constexpr bool ROLLED = TIGHT && !(OWN == 8 && (TYPE == Q5_0 || TYPE == Q5_K));
+    static constexpr int PIECES = (STAGED + HALF_QUADS - 1) / HALF_QUADS;  // of them while a quad is worked on
     static constexpr int PARTS = Weights<TYPE>::PARTS;
-    static constexpr int BUFFERS = PARTS == 4 && OWN == 12 ? 2 : TIGHT || PARTS == 1 || (PARTS == 2 && OWN <= 2) ? 1 : 2;
+    // Registers are short: weights wait in one buffer, and the loop's body is half a chunk. Where there are some to spare,
+    // ptxas also finds better banks if they are taken.
+    static constexpr int BUFFERS = PARTS == 4 && (OWN == 12 || (OWN == 14 && TYPE == F16)) ? 2 : 1;
     // A whole group is loaded while another is worked on, where that does not spill.
-    static constexpr bool AHEAD = PARTS == 1 && (OWN <= 4 || (OWN == 16 && (TYPE == Q4_0 || TYPE == Q4_1)));
-    static constexpr int SLOT = TOKENS * ROWS + TOKENS;  // floats of a partial result: sums, sums of squares
+    static constexpr bool AHEAD = PARTS == 1 && (OWN == 14 ? TYPE != Q6_K : OWN == 16 && (TYPE == Q4_0 || TYPE == Q4_1));
+    static constexpr int SLOT = TOKENS * ROWS;  // floats of a partial result
 
     union Shared {
         float4 x[2][TOKENS][HALF_STRIDE];
@@ -177,7 +176,6 @@ struct Stripes {
 
     const Product& p;
     Shared& shared;
-    float squares[STAGED];
     float sum[OWN][TILE_ROWS];
     Weights<TYPE> weights[BUFFERS], coming;
     Scales<TYPE> scales;
@@ -253,29 +251,18 @@ struct Stripes {
 
     // A float4 of half a chunk of x and its way through registers into shared memory. A warp stages whole tokens, lanes
     // in the order of memory.
-    struct Staging {
-        float4 x, norm;
-    };
-    __device__ __forceinline__ Staging fetch(int i, int chunk, int half, bool wanted) const {
-        Staging s;
-        int quad = PERMUTED ? lane() / 8 : lane() % 4, group = chunk % 4 * K_LANES + (PERMUTED ? lane() % 8 : lane() / 4);
+    __device__ __forceinline__ float4 fetch(int i, int chunk, int half, bool wanted) const {
+        int quad = lane() % 4, group = chunk % 4 * K_LANES + lane() / 4;
         int groups = groups_of(chunk), token = i * WARPS + warp();
-        int at = chunk / 4 * SLICE + (PERMUTED ? ((half * HALF_QUADS + quad) * groups + group) * 4
-                                               : group * GROUP + (half * HALF_QUADS + quad) * 4);
+        int at = chunk / 4 * SLICE + group * GROUP + (half * HALF_QUADS + quad) * 4;
         wanted = wanted && token < p.tokens && group < groups;
-        s.x = s.norm = make_float4(0, 0, 0, 0);
-        if (wanted) s.x = *(const float4*)(p.x + token * p.columns + at);
-        if (PERMUTED && wanted && p.norm) s.norm = *(const float4*)(p.norm + at);
-        return s;
+        float4 x = make_float4(0, 0, 0, 0);
+        if (wanted) x = *(const float4*)(p.x + token * p.columns + at);
+        return x;
     }
-    __device__ __forceinline__ void stage(int i, int half, Staging s) {
-        int quad = PERMUTED ? lane() / 8 : lane() % 4, group = PERMUTED ? lane() % 8 : lane() / 4;
-        int token = i * WARPS + warp();
-        if (PERMUTED && p.norm) {
-            squares[i] += s.x.x * s.x.x + s.x.y * s.x.y + s.x.z * s.x.z + s.x.w * s.x.w;
-            s.x.x *= s.norm.x, s.x.y *= s.norm.y, s.x.z *= s.norm.z, s.x.w *= s.norm.w;
-        }
-        if (TOKENS % WARPS == 0 || token < TOKENS) shared.x[half][token][quad * QUAD_STRIDE + group] = s.x;
+    __device__ __forceinline__ void stage(int i, int half, float4 x) {
+        int quad = lane() % 4, group = lane() / 4, token = i * WARPS + warp();
+        if (TOKENS % WARPS == 0 || token < TOKENS) shared.x[half][token][quad * QUAD_STRIDE + group] = x;
     }
 
     // Half a chunk: 16 columns of 4 rows, all tokens of the thread; meanwhile the next half of x is staged. As soon as
@@ -284,40 +271,43 @@ struct Stripes {
         const float4* x = &shared.x[half][warp() % SPLIT * OWN][k_lane()];
         int next = min(chunk + 1, last - 1);
         if (half == 0 || TYPE == Q6_K) factors.set(scales, half);
-        if (!TIGHT && half == (TYPE == Q6_K)) load_scales(tile, next);
         if (AHEAD && half == 0) load(coming, tile, next, 0);
-        Staging staging;
+        float4 staging[PIECES];
 #pragma unroll
         for (int quad = 0; quad < HALF_QUADS; quad++) {
             // STAGED pieces, spread over the quads.
             constexpr int SPAN = STAGED >= HALF_QUADS ? 1 : HALF_QUADS / STAGED;
-            if (quad % SPAN == 0 && quad / SPAN < STAGED)
-                staging = fetch(quad / SPAN, half ? next : chunk, half ^ 1, !half || chunk + 1 < last);
+#pragma unroll
+            for (int i = 0; i < PIECES; i++)
+                if (quad % SPAN == 0 && quad / SPAN * PIECES + i < STAGED)
+                    staging[i] = fetch(quad / SPAN * PIECES + i, half ? next : chunk, half ^ 1, !half || chunk + 1 < last);
             float w[TILE_ROWS][4];
             int part = PARTS == 1 ? 0 : PARTS == 2 ? half : half * 2 + quad / 2;
             Weights<TYPE>& own = weights[BUFFERS == 1 ? 0 : part % BUFFERS];
-            own.quad(factors, ((ROLLED ? 0 : half) * HALF_QUADS + quad) * 4, w);
+            own.quad(factors, quad * 4, w);
             bool done = PARTS == 1 ? half == 1 && quad == 3 : PARTS == 2 ? quad == 3 : quad % 2 == 1;
             if (done && AHEAD) own = coming;
             else if (done) load(own, tile, part + BUFFERS < PARTS ? chunk : next, (part + BUFFERS) % PARTS);
-            else if (PARTS == 1 && ROLLED && quad == 3) own.advance();
-            if (TIGHT && half == 1 && quad == 3) load_scales(tile, next);
+            else if (PARTS == 1 && quad == 3) own.advance();
+            if (half == 1 && quad == 3) load_scales(tile, next);
 #pragma unroll
             for (int t = 0; t < OWN; t++) {
                 float4 v = x[t * HALF_STRIDE + quad * QUAD_STRIDE];
                 const float column[4] = {v.x, v.y, v.z, v.w};
-                // Rows forwards and backwards in turn: with few tokens ptxas then finds banks for nearly all operands.
+                // Rows forwards and backwards in turn: with some numbers of tokens ptxas then finds better banks.
 #pragma unroll
                 for (int c = 0; c < 4; c++)
 #pragma unroll
                     for (int i = 0; i < TILE_ROWS; i++) {
-                        int r = PERMUTED && (c + t) % 2 ? TILE_ROWS - 1 - i : i;
+                        int r = (OWN == 14 || OWN == 24 || (OWN == 12 && TYPE == BF16)) && t % 2 ? TILE_ROWS - 1 - i : i;
                         sum[t][r] = fmaf(w[r][c], column[c], sum[t][r]);
                     }
             }
-            if (quad % SPAN == SPAN - 1 && quad / SPAN < STAGED) stage(quad / SPAN, half ^ 1, staging);
+#pragma unroll
+            for (int i = 0; i < PIECES; i++)
+                if (quad % SPAN == SPAN - 1 && quad / SPAN * PIECES + i < STAGED)
+                    stage(quad / SPAN * PIECES + i, half ^ 1, staging[i]);
         }
-        static_assert(STAGED <= HALF_QUADS, "a piece of x a quad");
         __syncthreads();
     }
 
@@ -327,8 +317,6 @@ struct Stripes {
         for (int t = 0; t < OWN; t++)
 #pragma unroll
             for (int r = 0; r < TILE_ROWS; r++) sum[t][r] = 0;
-#pragma unroll
-        for (int i = 0; i < STAGED; i++) squares[i] = 0;
         const u8* tile = tile_of(stripe);
 #pragma unroll
         for (int part = 0; part < BUFFERS; part++) load(weights[part], tile, first, part);
@@ -337,7 +325,7 @@ struct Stripes {
         for (int i = 0; i < STAGED; i++) stage(i, 0, fetch(i, first, 0, true));
         __syncthreads();
         for (int chunk = first; chunk < last; chunk++)
-#pragma unroll(ROLLED ? 1 : 2)
+#pragma unroll 1
             for (int half = 0; half < 2; half++) half_chunk(tile, chunk, half, last);
     }
 
@@ -375,13 +363,6 @@ struct Stripes {
             int at = k_lane() * (COUNT / 8) + i;
             shared.result.tile[warp() % SPLIT * OWN + at / 4][own_row() + at % 4] = v[i] / Weights<TYPE>::UNIT;
         }
-        if (PERMUTED && p.norm)
-#pragma unroll
-            for (int i = 0; i < STAGED; i++) {
-                float total = warp_sum(squares[i]);
-                int token = i * WARPS + warp();
-                if (token < TOKENS && lane() == 0) shared.result.squares[token] = total;
-            }
         __syncthreads();
     }
 
@@ -449,19 +430,19 @@ struct Stripes {
     }
 
     __device__ __forceinline__ void emit(int stripe) {
-        if (!PERMUTED && p.parts > 0) add_squares();
+        if (p.parts > 0) add_squares();
         int start, m = locate(stripe, start), rows = pick(p.rows, m), width = stripe_rows();
         float* out = pick(p.out, m);
         const float* bias = pick(p.bias, m);
         for (int i = threadIdx.x; i < p.tokens * width; i += THREADS) {
             int token = i / width, row = start + i % width;
-            if (!PERMUTED && row >= rows) shared.result.tile[token][i % width] = 0.0f;
+            if (row >= rows) shared.result.tile[token][i % width] = 0.0f;
             if (row >= rows) continue;
-            float scale = (PERMUTED ? p.norm != nullptr : p.parts > 0) ? 1.0f / sqrtf(shared.result.squares[token] / p.columns + p.epsilon) : 1.0f;
+            float scale = p.parts > 0 ? 1.0f / sqrtf(shared.result.squares[token] / p.columns + p.epsilon) : 1.0f;
             float v = shared.result.tile[token][i % width] * scale;
             float* to = out + token * rows + (p.out_permuted ? permuted(row, rows) : row);
             if (p.mode == STORE) *to = bias ? v + bias[row] : v;
-            else if (!PERMUTED && p.mode == ADD && p.next) {
+            else if (p.mode == ADD && p.next) {
                 *to = v += *to;
                 shared.result.tile[token][i % width] = v;
                 p.hidden[token * rows + row] = v * p.next[row];
@@ -469,6 +450,6 @@ struct Stripes {
             else if (p.mode == GATED) *to = silu(v) * (shared.result.tile[token][i % width + width] * scale);
             else *to = silu(*to) * v;
         }
-        if (!PERMUTED && p.mode == ADD && p.next) leave_squares(stripe);
+        if (p.mode == ADD && p.next) leave_squares(stripe);
     }
 };

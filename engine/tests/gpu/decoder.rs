@@ -259,7 +259,7 @@ fn launches_by_width(spec: Spec, rng: &mut Rng) -> Vec<(usize, u64)> {
     let mut run = Run::new(cuda(true), &path, &sequences, KvType::F32, rng);
     run.step(&(0..33).map(|i| (i, 1 + i % 3)).collect::<Vec<_>>());
     let mut found = Vec::new();
-    for width in [1, 3, 8, 9, 12, 13, 16, 17, 24, 25, 32, 33] {
+    for width in [1, 2, 3, 5, 6, 7, 9, 11, 12, 13, 17, 20, 21, 24, 25, 28, 29, 32, 33] {
         // Directly, captured, and by the graph.
         for _ in 0..3 {
             let before = run.decoder.counters().launches;

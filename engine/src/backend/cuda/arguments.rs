@@ -34,7 +34,7 @@ pub(super) enum Mode {
     /// `out += result`
     Add,
     /// The same, and `out` times the norm's weights at this address goes to `State::hidden`, sums of its squares to
-    /// `State::squares`: a norm but for one division a token, which products that read [`Input::divided`] do. 9 to 32 tokens.
+    /// `State::squares`: a norm but for one division a token, which products that read [`Input::divided`] do. 11 to 32 tokens.
     ///
     /// [`Input::divided`]: super::products::Input::divided
     AddNormed(u64),

@@ -64,6 +64,13 @@ impl Rig {
         Self { loader: Loader::new(&gpu).expect("staging"), gpu, rng: ChaCha8Rng::seed_from_u64(seed), state }
     }
 
+    /// All kernels of a type, loaded several at a time: on a newer card the driver compiles them, for seconds each.
+    fn products(&self, dtype: DType, library: Option<LibraryProducts>) -> Products {
+        let names: Vec<String> = Products::names(&[dtype]).collect();
+        self.gpu.load_kernels(&names).expect("kernels");
+        Products::find(&self.gpu, &[dtype], library).expect("kernels")
+    }
+
     fn below(&mut self, n: usize) -> usize {
         (self.rng.next_u32() as usize) % n
     }
@@ -270,15 +277,15 @@ fn columns_for(dtype: DType, columns: usize) -> usize {
 fn products_of_every_type_equal_f64() {
     let mut rig = Rig::new();
     for dtype in ON_CARD {
-        let products = Products::find(&rig.gpu, &[dtype], None).expect("kernels");
+        let products = rig.products(dtype, None);
         for columns in COLUMNS.map(|columns| columns_for(dtype, columns)) {
-            for tokens in [1, 2, 3, 5, 8] {
+            for tokens in 1..=SMALL_BATCH {
                 let mode = MODES[rig.below(5)];
                 // Rows of an output in permuted order come in groups.
                 let rows = if mode == Mode::Store { 1 + rig.below(150) } else { 32 * (1 + rig.below(5)) };
                 check(&mut rig, &products, Case { dtype, rows, columns, tokens, small: true, mode });
             }
-            for tokens in [1, 7, 9, 12, 13, 16, 17, 24, 25, 32, 33, 64, 65, 100] {
+            for tokens in [1, 7, 11, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29, 32, 33, 64, 65, 100] {
                 // Gated comes last: large batches lack it.
                 let mode = MODES[rig.below(if tokens <= FUSED_BATCH { 5 } else { 4 })];
                 let rows = 1 + rig.below(200);
@@ -333,11 +340,13 @@ fn check_divided(
 fn a_norm_in_two_products_equals_f64() {
     let mut rig = Rig::new();
     for dtype in ON_CARD {
-        let products = Products::find(&rig.gpu, &[dtype], None).expect("kernels");
+        let products = rig.products(dtype, None);
         // Few stripes and many, the last one not full where blocks are small enough.
         for dim in [224, 2080, 4608].map(|dim| columns_for(dtype, dim)) {
-            let tokens = SMALL_BATCH + 1 + rig.below(FUSED_BATCH - SMALL_BATCH);
-            check_divided(&mut rig, &products, dtype, dim, 512, tokens);
+            for most in [12, 16, 20, 24, 28, FUSED_BATCH] {
+                let tokens = most - rig.below(2);
+                check_divided(&mut rig, &products, dtype, dim, 512, tokens);
+            }
         }
     }
 }
@@ -349,8 +358,8 @@ fn tiny_products_of_every_type() {
     let mut rig = Rig::new();
     let columns = 1280;
     for dtype in ON_CARD {
-        let products = Products::find(&rig.gpu, &[dtype], None).expect("kernels");
-        for tokens in [1, 2, 4, 8, 12, 16, 24, 32, 64, 65] {
+        let products = rig.products(dtype, None);
+        for tokens in [1, 2, 4, 5, 6, 8, 10, 12, 16, 20, 24, 28, 32, 64, 65] {
             let small = tokens <= SMALL_BATCH;
             let second = if tokens <= FUSED_BATCH { Mode::Gated } else { Mode::SiluMul };
             check(&mut rig, &products, Case { dtype, rows: 70, columns, tokens, small, mode: Mode::Store });
@@ -372,7 +381,7 @@ fn products_by_cublas_equal_f64() {
     for dtype in ON_CARD {
         let cublas = Cublas::open(&rig.gpu).expect("cuBLAS, in a folder of LD_LIBRARY_PATH");
         let library = LibraryProducts::new(&rig.gpu, cublas, &[dtype], &shape, &capacity).expect("memory");
-        let products = Products::find(&rig.gpu, &[dtype], Some(library)).expect("kernels");
+        let products = rig.products(dtype, Some(library));
         for columns in COLUMNS.map(|columns| columns_for(dtype, columns)) {
             // Below 33 tokens our own kernels go on as before.
             for tokens in [32, 33, 64, 100] {
@@ -404,7 +413,7 @@ fn converted_types_are_their_blocks_within_their_rounding() {
         let out = Buffer::new(rig.gpu.context(), 64 * 4, "out").expect("out");
         out.fill(POISON).expect("poison");
         let input = Input { x: device_x.pointer(), norm: 0, small: true, divided: false, tokens: 1 };
-        let products = Products::find(&rig.gpu, &[stored], None).expect("kernels");
+        let products = rig.products(stored, None);
         products
             .run(&mut rig.gpu, &rig.state, &input, Mode::Store, &[(&matrix, out.pointer(), 0)])
             .expect("a launch");

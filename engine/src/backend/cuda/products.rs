@@ -1,4 +1,4 @@
-//! Which kernel multiplies, and how it is launched: the one place that knows the geometry of `gemv.cu`, `small.cu`,
+//! Which kernel multiplies, and how it is launched: the one place that knows the geometry of `gemv.cuh`,
 //! `skinny.cu` and `gemm.cu`.
 
 use std::collections::HashMap;
@@ -13,7 +13,7 @@ use super::{
 use crate::{error::EngineError, gguf::DType};
 
 /// Most tokens of a small step.
-pub(super) const SMALL_BATCH: usize = 8;
+pub(super) const SMALL_BATCH: usize = 10;
 /// Most tokens of a product that has gate and up at once, or that takes part in a norm.
 pub(super) const FUSED_BATCH: usize = 32;
 
@@ -47,29 +47,33 @@ enum Family {
 }
 
 impl Family {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 15] = [
         Self::One,
         Self::Small(2),
         Self::Small(4),
+        Self::Small(5),
+        Self::Small(6),
         Self::Small(8),
+        Self::Small(10),
         Self::Skinny(12),
         Self::Skinny(16),
+        Self::Skinny(20),
         Self::Skinny(24),
+        Self::Skinny(28),
         Self::Skinny(32),
         Self::Tiled64,
         Self::Tiled,
     ];
 
+    /// One more token must not cost much more, so the kernels are close together where a token costs most.
     fn of(input: &Input) -> Self {
         match (input.small, input.tokens) {
             (true, 1) => Self::One,
             (true, 2) => Self::Small(2),
-            (true, ..=4) => Self::Small(4),
-            (true, _) => Self::Small(8),
+            (true, tokens @ 5..=6) => Self::Small(tokens),
+            (true, tokens) => Self::Small(tokens.next_multiple_of(if tokens > 4 { 2 } else { 4 })),
             (false, ..=12) => Self::Skinny(12),
-            (false, ..=16) => Self::Skinny(16),
-            (false, ..=24) => Self::Skinny(24),
-            (false, ..=32) => Self::Skinny(32),
+            (false, tokens @ ..=32) => Self::Skinny(tokens.next_multiple_of(4)),
             // The smaller tile costs a twentieth more a token, and wastes less where it does not fill.
             (false, tokens) if 21 * tokens.div_ceil(64) < 40 * tokens.div_ceil(128) => Self::Tiled64,
             (false, _) => Self::Tiled,
@@ -78,13 +82,20 @@ impl Family {
 
     /// The launch for matrices of so many rows.
     fn dims(self, sms: usize, rows: &[usize], columns: usize, mode: Mode) -> Dims {
+        let gated = mode == Mode::Gated;
         match self {
-            Self::One => one(sms, rows, columns, mode == Mode::Gated),
-            Self::Small(..=2) | Self::Tiled => Dims::new(sms * 2, 256),
-            Self::Small(_) | Self::Skinny(17..) => Dims::new(sms, 256),
-            Self::Skinny(_) => Dims::new(sms * 2, 128),
+            Self::One => Walk::ONE.dims(sms, rows, columns, gated),
+            Self::Small(tokens) => Walk::small(tokens).dims(sms, rows, columns, gated),
+            Self::Tiled => Dims::new(sms * 2, 256),
+            Self::Skinny(..=20) => Dims::new(sms * 2, 128),
+            Self::Skinny(_) => Dims::new(sms, 256),
             Self::Tiled64 => Dims::new(sms * 3, 128),
         }
+    }
+
+    /// Rows of a stripe of `skinny.cu`, whose squares are summed together.
+    fn squares_rows(self) -> usize {
+        if self == Self::Skinny(24) { 128 } else { LEAST_SQUARES_ROWS }
     }
 
     fn kernel(self, dtype: DType) -> String {
@@ -104,33 +115,62 @@ pub(super) fn tiled(gpu: &Gpu, dtype: DType) -> Result<(Kernel, Dims), EngineErr
     Ok((gpu.kernel(&Family::Tiled.kernel(dtype))?, Family::Tiled.dims(gpu.sms(), &[], 0, Mode::Store)))
 }
 
-/// The launch of `gemv.cu`. Warps of a block lie along the slices of the columns (y) and along row tiles (z); units are the
-/// row tiles of all matrices, or of one where a gate and its up go together. More blocks than run at once would cost the
-/// last ones a turn of their own.
-fn one(sms: usize, rows: &[usize], columns: usize, gated: bool) -> Dims {
-    let slices = columns.div_ceil(1024);
-    let y = slices.div_ceil(slices.div_ceil(8));
-    let z = (4 / y).max(if gated { 2 } else { 1 });
-    let abreast = if gated && z % 2 == 0 { z / 2 } else { z };
-    let tiles = rows.iter().take(if gated { 1 } else { rows.len() }).map(|rows| rows.div_ceil(4));
-    let units: usize = tiles.sum();
-    // Partial sums of a block must fit its shared memory.
-    let sum_bytes = slices * 16 * if gated { 2 } else { 1 };
-    let most = (SHARED / sum_bytes / abreast).max(1) * abreast;
-    let grid = (sms * (16 / (y * z))).min(units.div_ceil(abreast)).max(units.div_ceil(most));
-    let shared = units.div_ceil(grid * abreast) * abreast * sum_bytes;
-    Dims { grid: [grid as u32, 1, 1], block: [32, y as u32, z as u32], shared: shared as u32 }
+/// The launch of `gemv.cuh`. Warps of a block lie along the slices of the columns (y), several side by side where they split
+/// the tokens, and along row tiles (z); units are the row tiles of all matrices, or of one where a gate and its up go together.
+#[derive(Debug, Clone, Copy)]
+struct Walk {
+    tokens: usize,
+    /// Warps that share rows and split the tokens.
+    split: usize,
+    /// Warps of a multiprocessor, as registers allow.
+    warps: usize,
 }
 
-/// Bytes of shared memory that a block of `gemv.cu` may take for partial sums, beside what it has of its own.
-const SHARED: usize = 47 << 10;
+impl Walk {
+    const ONE: Self = Self { tokens: 1, split: 1, warps: 16 };
 
-/// Rows whose squares are summed together: those of a stripe of `skinny.cu`.
-const SQUARES_ROWS: usize = 64;
+    fn small(tokens: usize) -> Self {
+        Self { tokens, split: if tokens > 5 { 2 } else { 1 }, warps: if tokens == 2 { 12 } else { 8 } }
+    }
+
+    fn dims(self, sms: usize, rows: &[usize], columns: usize, gated: bool) -> Dims {
+        let slices = columns.div_ceil(1024);
+        // Of twelve warps three blocks of four or two of six.
+        let most = match self.warps {
+            12 if slices <= 4 => 4,
+            12 => 6,
+            _ => 8 / self.split,
+        };
+        let y = slices.div_ceil(slices.div_ceil(most)) * self.split;
+        let z = (4 / y).max(if gated { 2 } else { 1 }).min(self.warps / y);
+        let abreast = if gated && z % 2 == 0 { z / 2 } else { z };
+        let tiles = rows.iter().take(if gated { 1 } else { rows.len() }).map(|rows| rows.div_ceil(4));
+        let units: usize = tiles.sum();
+        // Partial sums of a block must fit its shared memory, and those of all resident blocks the multiprocessor's.
+        let resident = self.warps / (y * z);
+        let sum_bytes = slices * 16 * self.tokens * if gated { 2 } else { 1 };
+        let shared = if self.tokens == 1 { SHARED } else { SHARED.min(SM_SHARED / resident) };
+        let most = (shared / sum_bytes / abreast).max(1) * abreast;
+        let grid = units.div_ceil(abreast).min(sms * resident);
+        // More blocks than run at once cost the last ones a turn of their own: then all turns are to be full.
+        let turns = units.div_ceil(most).div_ceil(grid);
+        let grid = if turns > 1 { turns * sms * resident } else { grid };
+        let shared = units.div_ceil(grid * abreast) * abreast * sum_bytes;
+        Dims { grid: [grid as u32, 1, 1], block: [32, y as u32, z as u32], shared: shared as u32 }
+    }
+}
+
+/// Bytes of shared memory that a block of `gemv.cuh` may take for partial sums, beside what it has of its own, and what all
+/// that are on a multiprocessor may.
+const SHARED: usize = 44 << 10;
+const SM_SHARED: usize = 88 << 10;
+
+/// Fewest rows whose squares are summed together.
+const LEAST_SQUARES_ROWS: usize = 64;
 
 /// Bytes of the sums of squares of rows of so many numbers.
 pub(super) fn squares_bytes(columns: usize) -> usize {
-    columns.div_ceil(SQUARES_ROWS) * FUSED_BATCH * 4
+    columns.div_ceil(LEAST_SQUARES_ROWS) * FUSED_BATCH * 4
 }
 
 /// Bytes of workspace that products take: two tiles of 128 by 128 sums for each block of `gemm.cu`, which is the most.
@@ -180,6 +220,7 @@ impl Products {
         {
             return matrices.iter().try_for_each(|&one| library.run(gpu, input, mode, one));
         }
+        let family = Family::of(input);
         let mut product = Product {
             matrices: matrices.len() as i32,
             columns: first.columns as i32,
@@ -194,7 +235,7 @@ impl Products {
             hidden: state.hidden.pointer(),
             squares: state.squares.pointer(),
             next: if let Mode::AddNormed(weights) = mode { weights } else { 0 },
-            parts: if input.divided { first.columns.div_ceil(SQUARES_ROWS) as i32 } else { 0 },
+            parts: if input.divided { first.columns.div_ceil(family.squares_rows()) as i32 } else { 0 },
             ..Product::default()
         };
         let mut bytes = (input.tokens * first.columns * 4) as u64;
@@ -204,7 +245,6 @@ impl Products {
             product.rows[i] = matrix.rows as i32;
             bytes += matrix.bytes() + (input.tokens * matrix.rows * 4) as u64;
         }
-        let family = Family::of(input);
         let kernel = self.kernels.get(&(family, first.dtype)).ok_or_else(|| {
             EngineError::Backend(format!("no kernel {} was prepared", family.kernel(first.dtype)))
         })?;
