@@ -102,7 +102,7 @@ fn finish(job: &Submitted) {
     let prompt_tokens = job.request.prompt.len();
     job.send(Event::Embedding(vec![prompt_tokens as f32, 1.0]));
     let usage = Usage { prompt_tokens, cached_tokens: 0, completion_tokens: 0 };
-    job.send(Event::Done { reason: FinishReason::Length, matched: None, usage });
+    job.send(Event::Done { reason: FinishReason::Length, matched: None, usage, ending: None });
 }
 
 fn check_lengths(answer: &Answer, count: usize) {

@@ -255,7 +255,7 @@ fn impossible() -> Router {
             let out = TokenOut { id: 97, logprob: Some(scored(Some(f32::NEG_INFINITY))) };
             job.send(Event::Text { text: "a".into(), tokens: vec![out] });
             let usage = Usage { prompt_tokens: 2, cached_tokens: 0, completion_tokens: 1 };
-            job.send(Event::Done { reason: FinishReason::Length, matched: None, usage });
+            job.send(Event::Done { reason: FinishReason::Length, matched: None, usage, ending: None });
         }
     });
     over(engine.unwrap())
