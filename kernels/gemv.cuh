@@ -43,20 +43,22 @@ struct Tile {
     u32 rest[TILE_ROWS][REST];
     Scales<T> scales;
 
-    __device__ __forceinline__ void load_row(const u8* slice, int groups, int lane, int r) {
-        row[r % DEPTH<T, TOKENS>].load_chunks(slice, groups, lane, r);
+    // `own` is the lane's first 16 bytes in the slice: in all planes of quants it has 16 at a time, so that the distances from
+    // there are constants.
+    __device__ __forceinline__ void load_row(const u8* own, int groups, int r) {
+        row[r % DEPTH<T, TOKENS>].load_chunks(own, groups, 0, r);
     }
 
     // Called once rows up to `r` of the tile before are used up.
-    __device__ __forceinline__ void load_rest(const u8* slice, int groups, int lane, int r) {
+    __device__ __forceinline__ void load_rest(const u8* own, int groups, int r) {
         if constexpr (BITS == 6) {
             if (r % 2 == 1) {
-                uint4 v = __ldg((const uint4*)(slice + (u32)(64 * groups + (r / 2 * groups + lane) * 16)));
+                uint4 v = __ldg((const uint4*)(own + (u32)(64 * groups + r / 2 * groups * 16)));
                 rest[r - 1][0] = v.x, rest[r - 1][1 % REST] = v.y, rest[r][0] = v.z, rest[r][1 % REST] = v.w;
             }
         }
         if constexpr (BITS == 5) {
-            if (r == 3) set_rest(__ldg((const uint4*)(slice + (u32)(64 * groups + lane * 16))));
+            if (r == 3) set_rest(__ldg((const uint4*)(own + (u32)(64 * groups))));
         }
     }
 
@@ -65,8 +67,8 @@ struct Tile {
     __device__ __forceinline__ void load(const u8* slice, int groups, int lane) {
 #pragma unroll
         for (int r = 0; r < TILE_ROWS; r++) {
-            if (r < DEPTH<T, TOKENS>) load_row(slice, groups, lane, r);
-            load_rest(slice, groups, lane, r);
+            if (r < DEPTH<T, TOKENS>) load_row(slice + (u32)(lane * 16), groups, r);
+            load_rest(slice + (u32)(lane * 16), groups, r);
         }
         scales.load(slice, groups, lane);
     }
@@ -216,7 +218,7 @@ __device__ __forceinline__ float work(Tile<T, TOKENS>& tile, const Input<T, TOKE
         for (int r = 0; r < TILE_ROWS; r++) tile.scales.get(r, scale[r], min[r]);
         if (MORE) tile.scales.load(at + stride, groups, lane);
     }
-    if (EARLY_REST && MORE) rest = __ldg((const uint4*)(at + stride + (u32)(64 * groups + lane * 16)));
+    if (EARLY_REST && MORE) rest = __ldg((const uint4*)(at + stride + (u32)(lane * 16) + (u32)(64 * groups)));
 #pragma unroll
     for (int r = 0; r < TILE_ROWS; r++) {
         if (!EARLY_SCALES) {
@@ -227,9 +229,9 @@ __device__ __forceinline__ float work(Tile<T, TOKENS>& tile, const Input<T, TOKE
         dot<T, TOKENS>(tile.quants(r), scale[r], min[r], in, result);
 #pragma unroll
         for (int n = 0; n < TOKENS; n++) y[n][r] = result[n];
-        if (r + ROWS < TILE_ROWS) tile.load_row(at, groups, lane, r + ROWS);
-        else if (MORE) tile.load_row(at + stride, groups, lane, r + ROWS - TILE_ROWS);
-        if (MORE && !EARLY_REST) tile.load_rest(at + stride, groups, lane, r);
+        if (r + ROWS < TILE_ROWS) tile.load_row(at + (u32)(lane * 16), groups, r + ROWS);
+        else if (MORE) tile.load_row(at + stride + (u32)(lane * 16), groups, r + ROWS - TILE_ROWS);
+        if (MORE && !EARLY_REST) tile.load_rest(at + stride + (u32)(lane * 16), groups, r);
     }
     if (EARLY_REST && MORE) tile.set_rest(rest);
     return reduce<TOKENS>(y, threadIdx.x);
@@ -242,7 +244,7 @@ template <int T, int TOKENS, class F>
 __device__ __forceinline__ void walk(const u8* at, int t, int tiles, int step, u32 stride, float* to, int to_step, int slices,
                                      int groups, Input<T, TOKENS>& in, F input) {
     constexpr int SAME = 8 / TOKEN_LANES<TOKENS>;  // lanes that get the same sum
-    int lane = min((int)threadIdx.x, groups - 1);
+    int lane = groups == SLICE / GROUP ? (int)threadIdx.x : min((int)threadIdx.x, groups - 1);
     Tile<T, TOKENS> tile;
     tile.load(at, groups, lane);
     input(groups);
