@@ -216,7 +216,9 @@ async fn an_explicit_null_is_the_same_as_an_absent_field() {
                 Some(_) => said(path, &without(&body, &pointer)).await,
             };
             let null = said(path, &with(&body, &pointer, Value::Null)).await;
-            if null != absent {
+            // Without a temperature each answer is drawn anew, and only that there is one can be compared.
+            let drawn = pointer == "/temperature" && null.0 == absent.0;
+            if null != absent && !drawn {
                 wrong.push(format!("{path} {pointer}: {null:?} and not {absent:?}"));
             }
             tried += 1;

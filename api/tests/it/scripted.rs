@@ -48,7 +48,7 @@ pub(crate) fn paced(
             }
             let usage = Usage {
                 prompt_tokens: job.request.prompt.len(),
-                cached_tokens: 4,
+                cached_tokens: 4.min(job.request.prompt.len()),
                 completion_tokens: tokens.len() + 1,
             };
             job.send(match end {

@@ -255,7 +255,7 @@ fn k_quants_in_whole_models() {
 /// Launches of steps in which so many sequences write one token each.
 fn launches_by_width(spec: Spec, rng: &mut Rng) -> Vec<(usize, u64)> {
     let (_dir, path) = written(&spec);
-    let sequences = sequences(rng, VOCAB, &[48; 33]);
+    let sequences = sequences(rng, VOCAB, &[64; 33]);
     let mut run = Run::new(cuda(true), &path, &sequences, KvType::F32, rng);
     run.step(&(0..33).map(|i| (i, 1 + i % 3)).collect::<Vec<_>>());
     let mut found = Vec::new();

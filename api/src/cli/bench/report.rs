@@ -38,8 +38,11 @@ pub(super) fn table(report: &Report, engine: &Engine) -> String {
     let size = info.size_bytes as f64 / f64::from(1 << 20);
     let parameters = info.parameters as f64 / 1e6;
     let loaded = info.load_speed().map_or_else(String::new, |speed| format!("loaded {speed}\n"));
-    let products = report.products_tflops.iter().flatten();
-    let products = products.map(|(by, tflops)| format!("{by} {tflops:.1} TFLOP/s\n")).collect::<String>();
+    let mut products = String::new();
+    for (by, tflops) in report.products_tflops.iter().flatten() {
+        // Writing to a String cannot fail.
+        let _ = writeln!(products, "{by} {tflops:.1} TFLOP/s");
+    }
     let mut out = format!(
         "{}\ncopy {:.1} GB/s\n{products}{loaded}\n\
          | model | quant | size MiB | params M | test | batch | t/s | GB/s | of copy | host |\n\
