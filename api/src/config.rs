@@ -36,7 +36,9 @@ pub(crate) use reload::{Reloaded, Reloader};
 #[cfg(feature = "server")]
 pub(crate) use serve::{ServeArgs, ServeConfig};
 pub(crate) use state::StateArgs;
-pub(crate) use values::{Addr, LogFormat, addr, pem_file, prompt_format};
+#[cfg(feature = "server")]
+pub(crate) use values::LogFormat;
+pub(crate) use values::{Addr, addr, pem_file, prompt_format};
 
 /// The command line or the configuration is wrong: exit code 2. One line.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! docs/device_selection.md on the device that is here: it shows an M40 and an H100, whose names and numbers are put aside.
+//! `docs/device_selection.md` on the device that is here: it shows an M40 and an H100, whose names and numbers are put aside.
 
 use std::process::{Command, Output};
 

@@ -1,4 +1,4 @@
-//! docs/device_selection.md shows what the program says on machines of several kinds. Each is made up here, as the program sees
+//! `docs/device_selection.md` shows what the program says on machines of several kinds. Each is made up here, as the program sees
 //! it: the bus and the kernel's driver by a preloaded library (`machine.c`), the driver's library by one that describes
 //! cards (`driver.c`). The binary is the one that everybody gets.
 
@@ -248,9 +248,12 @@ fn each_machine_says_what_the_page_shows() {
                 _ => (1, &stdout, &stderr),
             };
             // What a model needs changes with the kernels; the page's numbers are an example.
-            let numbers = |text: &str| match heading.starts_with("Too little memory") {
-                true => text.replace(|c: char| c.is_ascii_digit(), ""),
-                false => text.to_owned(),
+            let numbers = |text: &str| {
+                if heading.starts_with("Too little memory") {
+                    text.replace(|c: char| c.is_ascii_digit(), "")
+                } else {
+                    text.to_owned()
+                }
             };
             assert_eq!((numbers(said), silent.as_str()), (numbers(answer), ""), "{heading}: {command}");
             assert_eq!(output.status.code(), Some(code), "{heading}: {command}");

@@ -60,7 +60,7 @@ impl Route {
     }
 
     /// The objects of a stream, comments and the like left out.
-    fn objects(self, body: &str) -> Vec<Value> {
+    fn objects(body: &str) -> Vec<Value> {
         let lines = body.lines().filter(|line| line.starts_with(['d', '{']) && *line != "data: [DONE]");
         let objects = lines.map(|line| serde_json::from_str(line.trim_start_matches("data: ")).unwrap());
         objects
@@ -147,7 +147,7 @@ async fn headers_wait_a_quarter_of_a_minute_for_the_first_token_and_comments_fil
             first += &frame(&mut body).await;
         }
         quarters(2);
-        assert!(first.starts_with(route.filler()) || !route.objects(&first).is_empty(), "{first}");
+        assert!(first.starts_with(route.filler()) || !Route::objects(&first).is_empty(), "{first}");
         for n in 3..5 {
             assert_eq!(frame(&mut body).await, route.filler());
             quarters(n);
@@ -158,7 +158,7 @@ async fn headers_wait_a_quarter_of_a_minute_for_the_first_token_and_comments_fil
         while next == route.filler() {
             next = frame(&mut body).await;
         }
-        assert!(route.objects(&next).iter().any(|object| route.text(object) == "so"), "{route:?}: {next}");
+        assert!(Route::objects(&next).iter().any(|object| route.text(object) == "so"), "{route:?}: {next}");
         let before = Instant::now();
         assert_eq!(frame(&mut body).await, route.filler());
         assert!(before.elapsed() >= Duration::from_millis(14_900), "{route:?}: {:?}", before.elapsed());
@@ -175,7 +175,7 @@ async fn headers_wait_a_quarter_of_a_minute_for_the_first_token_and_comments_fil
 
 /// One object with `error`, and nothing behind it.
 fn check_failure(route: Route, stream: &str) {
-    let objects = route.objects(stream);
+    let objects = Route::objects(stream);
     let failed: Vec<&Value> = objects.iter().filter(|object| !object["error"].is_null()).collect();
     assert_eq!(failed.len(), 1, "{route:?}: {stream}");
     assert_eq!(failed[0], objects.last().unwrap(), "{route:?}: {stream}");
@@ -222,7 +222,7 @@ async fn line_breaks_of_other_worlds_are_escaped_in_every_stream() {
             "{route:?}: {}",
             answer.body
         );
-        let objects = route.objects(&answer.body);
+        let objects = Route::objects(&answer.body);
         let text: String = objects.iter().map(|object| route.text(object)).collect();
         assert_eq!(text, ODD.concat(), "{route:?}");
         assert_eq!(answer.header("cache-control"), "no-cache");
@@ -279,7 +279,7 @@ async fn impossible_tokens_have_a_finite_log_probability() {
         async move { route.stream(&app, &fields).await.json() }
     };
     check_chat(&whole(CHAT, &chat).await["choices"][0]["logprobs"]["content"][0]);
-    let objects = CHAT.objects(&CHAT.stream(&app, &chat).await.body);
+    let objects = Route::objects(&CHAT.stream(&app, &chat).await.body);
     check_chat(objects.iter().find_map(|o| o["choices"][0]["logprobs"]["content"].get(0)).unwrap());
     check_chat(
         &whole(RESPONSES, &json!({"top_logprobs": 3})).await["output"][0]["content"][0]["logprobs"][0],
@@ -291,7 +291,7 @@ async fn impossible_tokens_have_a_finite_log_probability() {
     let logprobs = &answer["choices"][0]["logprobs"];
     assert_eq!(logprobs["token_logprobs"], expected);
     assert_eq!(logprobs["top_logprobs"][2], json!({"a": -9999.0, "b": -0.5, "c": -9999.0, "d": -9999.0}));
-    let objects = COMPLETIONS.objects(&COMPLETIONS.stream(&app, &legacy).await.body);
+    let objects = Route::objects(&COMPLETIONS.stream(&app, &legacy).await.body);
     let lists = objects.iter().filter_map(|o| o["choices"][0]["logprobs"]["token_logprobs"].as_array());
     assert_eq!(json!(lists.flatten().collect::<Vec<_>>()), expected);
 }
@@ -309,7 +309,7 @@ async fn an_answers_chunks_share_what_is_the_answers() {
         whole["stream"] = false.into();
         whole.as_object_mut().unwrap().remove("stream_options");
         let whole = route.stream(&app, &whole).await.json();
-        let chunks = route.objects(&route.stream(&app, &fields).await.body);
+        let chunks = Route::objects(&route.stream(&app, &fields).await.body);
         for chunk in &chunks {
             for field in ["id", "created", "model", "system_fingerprint"] {
                 assert!(!chunk[field].is_null(), "{field}");

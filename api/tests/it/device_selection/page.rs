@@ -1,4 +1,4 @@
-//! What docs/device_selection.md shows.
+//! What `docs/device_selection.md` shows.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -29,7 +29,7 @@ pub(crate) fn shown(page: &str) -> BTreeMap<String, Vec<Shown>> {
                 (Some(command), _) => {
                     all.push(Shown { command: command.to_owned(), answer: String::new() });
                 }
-                (None, Some(shown)) => shown.answer += &format!("{line}\n"),
+                (None, Some(shown)) => shown.answer.extend([line, "\n"]),
                 (None, None) => panic!("{line:?} answers no command"),
             }
         }
