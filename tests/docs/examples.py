@@ -33,7 +33,8 @@ MARKS = {
 RUN = {"sh", "python"}
 PARSED = {"c", "json", "toml", "ini", "yaml"}
 # Shown, never run. A block without a language is not one of them: what it is has to be said.
-SHOWN = {"text"}
+# Sessions of consoles are those of docs/device_selection.md, which api/tests/it/device_selection.rs runs.
+SHOWN = {"text", "console"}
 
 COMMENT = re.compile(r"^<!--\s*example:\s*(?P<kind>[a-z]+):\s+(?P<reason>\S.*\S)\s*-->$")
 OUTPUT = "<!-- output -->"

@@ -83,7 +83,7 @@ def prepare(work: Path) -> None:
     (work / "engine").symlink_to(ROOT / "engine")
     (work / "target").mkdir()
     target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).absolute()
-    (work / "target/release").symlink_to(target / "release" if FULL else BINARY.parent)
+    (work / "target/release").symlink_to(target / "release" if FULL else BINARY.parent / "deps")
 
 
 def certificate(work: Path) -> None:
