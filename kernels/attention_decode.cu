@@ -2,9 +2,10 @@
 //
 // attention_decode_<kv>_<head_dim>_<heads>(Attention a)   kv: f16 q8 f32; head_dim: 32 64 80 96 128; heads: 4 8
 //   With group = heads / kv_heads, take heads = 4 for a group of at most 4, else 8, and tiles = ceil(group / heads).
-//   grid: (splits, kv_heads * tiles, sequences that decode), block 128, no dynamic shared memory
-//     splits: any from 1 to 64; blocks that a sequence does not need exit at once, so a grid serves every context.
-//     Some 1000 blocks in all fill the card: min(64, ceil(1024 / (kv_heads * tiles * sequences))).
+//   grid: (splits, kv_heads * tiles, sequences that decode), block THREADS, no dynamic shared memory
+//     THREADS: 256 for f16 and q8 with 4 heads and a head_dim that is a multiple of 32, else 128.
+//     splits: any from 1 to 64; blocks that a sequence does not need exit at once, so a grid serves every context. As many
+//     as are resident at once are best: for one sequence, and for several twice as many, since some end early.
 //   a.partial: sequences * kv_heads * tiles * splits * heads * (head_dim + 2) floats (unused where splits is 1)
 //   a.counters: sequences * kv_heads * tiles
 //   reads: q, cache, sequences, members, tables, heads, kv_heads, least (64 is good), scale, fused, out_permuted;
@@ -19,23 +20,34 @@
 
 namespace {
 
-constexpr int THREADS = 128;
-constexpr int WARPS = THREADS / 32;
 constexpr int CHUNK = 128;
 // Distance of two heads' scores; 8 mod 32, so that the four lanes of a token write to different banks.
 constexpr int STRIDE = CHUNK + 8;
-constexpr int MOST_SPLITS = 64;
 // Blocks looked up at a time.
 constexpr int TABLE = 128;
 
+// Blocks of 128 threads an SM must hold, which bounds the registers: with fewer, loads wait; with more, registers spill. F32
+// and a head that is no multiple of 32 want more of them.
+__host__ __device__ constexpr int resident(int kv, int head_dim, int heads) {
+    return (heads == 4 ? 4 : 3) - (kv == KV_F32 || head_dim % 32 != 0);
+}
+
+// Where an SM holds four of them, two are one: half as many parts to merge.
+__host__ __device__ constexpr int threads(int kv, int head_dim, int heads) {
+    return resident(kv, head_dim, heads) == 4 ? 256 : 128;
+}
+
 template <int KV, int HEAD_DIM, int HEADS>
 struct Decode {
+    static constexpr int THREADS = threads(KV, HEAD_DIM, HEADS);
+    static constexpr int WARPS = THREADS / 32;
+    static constexpr int MOST_SPLITS = 64;
     static constexpr int EIGHTHS = HEAD_DIM / 8;
     // Scores: this many lanes share a key.
     static constexpr int LANES = EIGHTHS % 4 ? 2 : 4;
     static constexpr int PARTS = EIGHTHS / LANES;
     static constexpr int KEYS = WARPS * (32 / LANES);
-    static constexpr int ROWS = KEYS == 32 && KV != KV_F32 ? 2 : 1;
+    static constexpr int ROWS = LANES == 4 && KV != KV_F32 ? 2 : 1;
     // Values: a lane has eight columns, and this many groups of lanes have four tokens each.
     static constexpr int RUNS = THREADS / EIGHTHS;
     static constexpr int SCORES = HEADS * STRIDE;
@@ -163,8 +175,7 @@ struct Decode {
     static __device__ __forceinline__ void soften(int count, Shared& shared) {
         const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
 #pragma unroll
-        for (int i = 0; i < HEADS / WARPS; i++) {
-            const int h = i * WARPS + warp;
+        for (int h = warp; h < HEADS; h += WARPS) {
             float4* row = reinterpret_cast<float4*>(shared.numbers + HEADS * HEAD_DIM + h * STRIDE) + lane;
             float4 x = *row;
             const int t = lane * 4;
@@ -263,35 +274,79 @@ struct Decode {
     static __device__ __forceinline__ void merge(
         const Attention& a, const Sequence& s, const float* parts, int splits, int head, int heads, Shared& shared) {
         constexpr int PART = HEADS * (HEAD_DIM + 2);
-        static_assert(HEADS * MOST_SPLITS <= SHARED, "the parts' weights fit into the shared numbers");
+        // A thread adds four columns of every GROUPS-th part.
+        constexpr int FOURS = HEADS * HEAD_DIM / 4;
+        constexpr int GROUPS = THREADS > FOURS ? THREADS / FOURS : 1;
+        constexpr int ROUNDS = (FOURS + THREADS - 1) / THREADS;
+        constexpr int MANY = 16;
         const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
+        const int group = GROUPS == 1 ? 0 : threadIdx.x / FOURS;
+        const int four = GROUPS == 1 ? threadIdx.x : threadIdx.x % FOURS;
+        float* weights = shared.numbers;  // [HEADS][MOST_SPLITS]
+        float4* sums = reinterpret_cast<float4*>(shared.numbers + HEADS * MOST_SPLITS);  // [GROUPS][FOURS]
+        static_assert(HEADS * MOST_SPLITS + GROUPS * FOURS * 4 <= SHARED, "weights and sums fit into the shared numbers");
+        // The first parts are on their way while their weights are made.
+        float4 first[MANY];
+        auto load = [&](int from, int at) {
+#pragma unroll
+            for (int j = 0; j < MANY; j++) {
+                const int i = from + j * GROUPS;
+                if (i < splits) first[j] = __ldcg(reinterpret_cast<const float4*>(parts + i * PART) + at);
+            }
+        };
+        if (group < GROUPS && four < FOURS) load(group, four);
         for (int h = warp; h < heads; h += WARPS) {
-            const float* totals = parts + HEADS * HEAD_DIM + h;
-            float most = minus_infinity();
-            for (int i = lane; i < splits; i += 32) most = fmaxf(most, __ldcg(totals + i * PART + HEADS));
+            const float* of_head = parts + HEADS * HEAD_DIM + h;
+            float totals[MOST_SPLITS / 32], largest[MOST_SPLITS / 32], most = minus_infinity(), total = 0.0f;
+#pragma unroll
+            for (int j = 0; j < MOST_SPLITS / 32; j++) {
+                const int i = j * 32 + lane;
+                totals[j] = 0.0f, largest[j] = minus_infinity();
+                if (i < splits) totals[j] = __ldcg(of_head + i * PART), largest[j] = __ldcg(of_head + i * PART + HEADS);
+                most = fmaxf(most, largest[j]);
+            }
             most = warp_max(most);
-            float total = 0.0f;
-            for (int i = lane; i < splits; i += 32) {
-                const float weight = exp2_fast(__ldcg(totals + i * PART + HEADS) - most);
-                shared.numbers[h * MOST_SPLITS + i] = weight;
-                total = fmaf(weight, __ldcg(totals + i * PART), total);
+#pragma unroll
+            for (int j = 0; j < MOST_SPLITS / 32; j++) {
+                const float weight = exp2_fast(largest[j] - most);
+                weights[h * MOST_SPLITS + j * 32 + lane] = weight;
+                total = fmaf(weight, totals[j], total);
             }
             total = warp_sum(total);
             if (lane == 0) shared.total[h] = total;
         }
         __syncthreads();
-        for (int o = threadIdx.x; o < heads * HEAD_DIM / 4; o += THREADS) {
-            const int h = o / (HEAD_DIM / 4);
+#pragma unroll
+        for (int round = 0; round < ROUNDS; round++) {
+            const int at = round * THREADS + four;
+            const int h = at / (HEAD_DIM / 4);
             float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll 4
-            for (int i = 0; i < splits; i++) {
-                const float4 part = __ldcg(reinterpret_cast<const float4*>(parts + i * PART) + o);
-                const float weight = shared.numbers[h * MOST_SPLITS + i];
-                sum.x = fmaf(weight, part.x, sum.x), sum.y = fmaf(weight, part.y, sum.y);
-                sum.z = fmaf(weight, part.z, sum.z), sum.w = fmaf(weight, part.w, sum.w);
+            if (group < GROUPS && at < FOURS && h < heads) {
+                for (int from = group; from < splits; from += MANY * GROUPS) {
+                    if (round > 0 || from > group) load(from, at);
+#pragma unroll
+                    for (int j = 0; j < MANY; j++) {
+                        const int i = from + j * GROUPS;
+                        if (i >= splits) break;
+                        const float weight = weights[h * MOST_SPLITS + i];
+                        sum.x = fmaf(weight, first[j].x, sum.x), sum.y = fmaf(weight, first[j].y, sum.y);
+                        sum.z = fmaf(weight, first[j].z, sum.z), sum.w = fmaf(weight, first[j].w, sum.w);
+                    }
+                }
             }
+            if (GROUPS > 1) {
+                if (group < GROUPS) sums[group * FOURS + four] = sum;
+                __syncthreads();
+                if (group > 0) return;
+#pragma unroll
+                for (int g = 1; g < GROUPS; g++) {
+                    const float4 other = sums[g * FOURS + four];
+                    sum.x += other.x, sum.y += other.y, sum.z += other.z, sum.w += other.w;
+                }
+            }
+            if (at >= FOURS || h >= heads) continue;
             const float inverse = 1.0f / shared.total[h];
-            const int d = o % (HEAD_DIM / 4) * 4;
+            const int d = at % (HEAD_DIM / 4) * 4;
             write(a, s, head + h, d, sum.x * inverse), write(a, s, head + h, d + 1, sum.y * inverse);
             write(a, s, head + h, d + 2, sum.z * inverse), write(a, s, head + h, d + 3, sum.w * inverse);
         }
@@ -312,19 +367,20 @@ struct Decode {
         if (s.length == 0) return;
         const int tokens = s.context + 1;
         const int blocks = (tokens + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
-        const int most = min((int)gridDim.x, MOST_SPLITS);
-        // Blocks of each part, and how many parts there are: the grid does not know the context.
-        const int each = max(a.least / BLOCK_TOKENS, (blocks + most - 1) / most);
-        const int splits = (blocks + each - 1) / each;
+        // How many parts there are, which the grid does not know, and the blocks of each; the first `more` have one more.
+        const int least = a.least / BLOCK_TOKENS;
+        const int splits = min(min((int)gridDim.x, MOST_SPLITS), (blocks + least - 1) / least);
         if (blockIdx.x >= splits) return;
+        const int each = blocks / splits, more = blocks - splits * each;
 
         const int group = a.heads / a.kv_heads;
         const int tiles = (group + HEADS - 1) / HEADS;
         const int kv_head = blockIdx.y / tiles;
         const int first = blockIdx.y % tiles * HEADS;
         const int heads = min(HEADS, group - first);
-        const int begin = blockIdx.x * each * BLOCK_TOKENS;
-        const int end = min(tokens, begin + each * BLOCK_TOKENS);
+        const int part = blockIdx.x;
+        const int begin = (part * each + min(part, more)) * BLOCK_TOKENS;
+        const int end = min(tokens, begin + (part < more ? each + 1 : each) * BLOCK_TOKENS);
         if (threadIdx.x < HEADS) shared.largest[threadIdx.x] = minus_infinity(), shared.total[threadIdx.x] = 0.0f;
         if (threadIdx.x == 0) {
             shared.sequence = s, shared.splits = splits;
@@ -387,26 +443,26 @@ struct Decode {
             else if (h < heads) write(a, s, head + h, d, sum / shared.total[h]);
         });
         if (splits == 1) return;
-        __threadfence();
         __syncthreads();
-        if (threadIdx.x == 0) shared.last = atomicInc(a.counters + row, splits - 1) == splits - 1;
+        if (threadIdx.x == 0) {
+            // One thread's fences order what the barriers put before and after them.
+            __threadfence();
+            shared.last = atomicInc(a.counters + row, splits - 1) == splits - 1;
+            __threadfence();
+        }
         __syncthreads();
         if (!shared.last) return;
-        __threadfence();
         merge(a, s, parts, splits, head, heads, shared);
     }
 };
 
 }  // namespace
 
-// Blocks an SM must hold, which bounds the registers: with fewer, loads wait; with more, registers spill. F32 and a head
-// that is no multiple of 32 want more of them.
-#define RESIDENT(KV, HEAD_DIM, HEADS) ((HEADS == 4 ? 4 : 3) - (KV == KV_F32 || HEAD_DIM % 32 != 0))
-
-#define DECODE(NAME, KV, HEAD_DIM, HEADS)                                                    \
-    extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT(KV, HEAD_DIM, HEADS))     \
-        attention_decode_##NAME##_##HEAD_DIM##_##HEADS(const Attention a) {                  \
-        Decode<KV, HEAD_DIM, HEADS>::run(a);                                                 \
+#define DECODE(NAME, KV, HEAD_DIM, HEADS)                                                                    \
+    extern "C" __global__ void __launch_bounds__(                                                            \
+        threads(KV, HEAD_DIM, HEADS), resident(KV, HEAD_DIM, HEADS) * 128 / threads(KV, HEAD_DIM, HEADS))    \
+        attention_decode_##NAME##_##HEAD_DIM##_##HEADS(const Attention a) {                                  \
+        Decode<KV, HEAD_DIM, HEADS>::run(a);                                                                 \
     }
 #define DECODE_HEADS(NAME, KV, HEAD_DIM) DECODE(NAME, KV, HEAD_DIM, 4) DECODE(NAME, KV, HEAD_DIM, 8)
 #define DECODE_WIDTHS(NAME, KV) \

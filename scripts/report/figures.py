@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-TYPES = {"F16": "F16", "Q8_0": "Q8_0", "Q4_K_M": "Q4_K_M"}
+TYPES = ("F16", "Q8_0", "Q4_K_M")
+# All that weights are stored as: no step of any may stand out.
+SWEPT = (*TYPES, "BF16", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0")
 MODELS = ("llama3-8b", "llama3-70b-16l")
 
 # llama.cpp b11434 on an H100, held to what it does on compute capability 5.2: no dp4a, no FP16 arithmetic, FP32 cuBLAS; flash
@@ -23,6 +25,29 @@ PEER_PROMPT = {
     ("llama3-70b-16l", "Q4_K_M"): 1582,
 }
 
+# What is promised, and what is aimed at: tokens a second by model, type and batch; 0 is a prompt of 512 tokens.
+GOALS = {
+    ("llama3-8b", "F16", 1): (150, 175),
+    ("llama3-8b", "Q8_0", 1): (195, 260),
+    ("llama3-8b", "Q4_K_M", 1): (200, 290),
+    ("llama3-70b-16l", "F16", 1): (95, 103),
+    ("llama3-70b-16l", "Q8_0", 1): (160, 195),
+    ("llama3-70b-16l", "Q4_K_M", 1): (170, 260),
+    ("llama3-8b", "F16", 8): (900, 1150),
+    ("llama3-8b", "Q8_0", 8): (1000, 1500),
+    ("llama3-8b", "Q4_K_M", 8): (900, 1300),
+    ("llama3-8b", "F16", 16): (1100, 1600),
+    ("llama3-8b", "Q8_0", 16): (1100, 1700),
+    ("llama3-8b", "Q4_K_M", 16): (900, 1300),
+    ("llama3-8b", "F16", 32): (1200, 1900),
+    ("llama3-8b", "Q8_0", 32): (1200, 1900),
+    ("llama3-8b", "Q4_K_M", 32): (1100, 1700),
+    ("llama3-70b-16l", "Q4_K_M", 8): (550, 800),
+    ("llama3-70b-16l", "Q4_K_M", 16): (600, 850),
+    ("llama3-70b-16l", "Q4_K_M", 32): (650, 950),
+    ("llama3-8b", "F16", 0): (2500, 3100),
+    ("llama3-8b", "Q4_K_M", 0): (2400, 3000),
+}
 # A step of one more sequence takes at most so many times the one before.
 CLIFF = 1.3
 DEEP = 8192
@@ -92,7 +117,7 @@ def judged(speeds: Speeds) -> list[Goal]:
     goals += [decode(speeds, MODELS[0], kind, batch) for kind in TYPES for batch in (8, 16, 32)]
     goals += [decode(speeds, MODELS[1], "Q4_K_M", batch) for batch in (8, 16, 32)]
     goals += [prompt(speeds, kind) for kind in TYPES]
-    return [*goals, deep(speeds), host(speeds), *(steps(speeds, kind) for kind in TYPES)]
+    return [*goals, deep(speeds), host(speeds), *(steps(speeds, kind) for kind in SWEPT)]
 
 
 def decode(speeds: Speeds, model: str, kind: str, batch: int) -> Goal:
@@ -100,13 +125,16 @@ def decode(speeds: Speeds, model: str, kind: str, batch: int) -> Goal:
     theirs = peer(model, kind, batch)
     note = f"{100 * one['share_of_copy']:.0f} % of copy" if one and batch == 1 else ""
     measured = one and one["tokens_per_s"]
-    return Goal(f"{model} {kind}, batch {batch}", "t/s", measured, theirs, None, theirs, (model, kind, batch), note=note)
+    bound, aim = GOALS[model, kind, batch]
+    return Goal(f"{model} {kind}, batch {batch}", "t/s", measured, bound, aim, theirs, (model, kind, batch), note=note)
 
 
 def prompt(speeds: Speeds, kind: str) -> Goal:
     one = speeds.prompt(MODELS[0], kind)
-    theirs = PEER_PROMPT[MODELS[0], kind]
-    return Goal(f"{MODELS[0]} {kind}, prompt 512", "t/s", one and one["tokens_per_s"], theirs, None, theirs, (MODELS[0], kind, 0))
+    key = (MODELS[0], kind, 0)
+    bound, aim = GOALS.get(key, (None, None))
+    measured = one and one["tokens_per_s"]
+    return Goal(f"{MODELS[0]} {kind}, prompt 512", "t/s", measured, bound, aim, PEER_PROMPT[MODELS[0], kind], key)
 
 
 def deep(speeds: Speeds) -> Goal:

@@ -19,7 +19,7 @@ use super::{
     kernels::Kernels,
     products::{FUSED_BATCH, Input, Products, SMALL_BATCH},
     rows::Rows,
-    state::{State, block_bytes, decode_heads, decode_splits},
+    state::{State, block_bytes, decode_block, decode_heads, decode_splits},
     trace::Trace,
     weights::{Loader, Matrix, PAD, Vector, on_card, random, tile_bytes},
 };
@@ -290,9 +290,10 @@ impl Backend for CudaBackend {
         }
         if m.decoding > 0 {
             let (_, tiles) = decode_heads(shape);
-            let splits = decode_splits(shape, m.decoding);
+            let kv_type = s.capacity.kv_type;
+            let splits = decode_splits(shape, kv_type, gpu.sms(), m.decoding);
             let grid = [splits as u32, (shape.kv_heads * tiles) as u32, m.decoding as u32];
-            let dims = Dims { grid, block: [128, 1, 1], shared: 0 };
+            let dims = Dims { grid, block: [decode_block(shape, kv_type).0, 1, 1], shared: 0 };
             let bytes = m.attended as u64 * kv_token;
             // SAFETY: the arguments of attention_decode; partial sums and counters hold this grid.
             unsafe { gpu.launch(&run.kernels.decode, dims, bytes, arguments![attention]) }?;

@@ -47,9 +47,10 @@ enum Family {
 }
 
 impl Family {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 16] = [
         Self::One,
         Self::Small(2),
+        Self::Small(3),
         Self::Small(4),
         Self::Small(5),
         Self::Small(6),
@@ -69,9 +70,8 @@ impl Family {
     fn of(input: &Input) -> Self {
         match (input.small, input.tokens) {
             (true, 1) => Self::One,
-            (true, 2) => Self::Small(2),
-            (true, tokens @ 5..=6) => Self::Small(tokens),
-            (true, tokens) => Self::Small(tokens.next_multiple_of(if tokens > 4 { 2 } else { 4 })),
+            (true, tokens @ ..=6) => Self::Small(tokens),
+            (true, tokens) => Self::Small(tokens.next_multiple_of(2)),
             (false, ..=12) => Self::Skinny(12),
             (false, tokens @ ..=32) => Self::Skinny(tokens.next_multiple_of(4)),
             // The smaller tile costs a twentieth more a token, and wastes less where it does not fill.

@@ -25,8 +25,28 @@ pub(super) fn decode_heads(shape: &Shape) -> (usize, usize) {
     (heads, group.div_ceil(heads))
 }
 
-/// Blocks that share a sequence's keys and values, for so many sequences.
-pub(super) fn decode_splits(shape: &Shape, sequences: usize) -> usize {
+/// Threads of such a block, and how many blocks a multiprocessor holds.
+pub(super) fn decode_block(shape: &Shape, kv_type: KvType) -> (u32, usize) {
+    let (heads, _) = decode_heads(shape);
+    let wide = kv_type == KvType::F32 || !shape.head_dim.is_multiple_of(32);
+    match (heads, wide) {
+        (4, false) => (256, 2),
+        (4, true) | (_, false) => (128, 3),
+        (_, true) => (128, 2),
+    }
+}
+
+/// Blocks that share a sequence's keys and values, for so many sequences: one sequence takes all blocks that are resident,
+/// since those beyond would wait for the others; several take twice as many, since not all are equally long.
+pub(super) fn decode_splits(shape: &Shape, kv_type: KvType, sms: usize, sequences: usize) -> usize {
+    let (_, tiles) = decode_heads(shape);
+    let (_, resident) = decode_block(shape, kv_type);
+    let turns = if sequences == 1 { 1 } else { 2 };
+    (turns * resident * sms / (shape.kv_heads * tiles * sequences.max(1))).clamp(1, most_splits(shape, sequences))
+}
+
+/// Most of these blocks, for which there is room on every card.
+fn most_splits(shape: &Shape, sequences: usize) -> usize {
     let (_, tiles) = decode_heads(shape);
     1024usize.div_ceil(shape.kv_heads * tiles * sequences.max(1)).min(64)
 }
@@ -97,7 +117,7 @@ impl Sizes {
         let tokens = capacity.tokens;
         let (heads, tiles) = decode_heads(shape);
         let attention = (1..=capacity.sequences)
-            .map(|n| n * shape.kv_heads * tiles * decode_splits(shape, n) * heads * (shape.head_dim + 2))
+            .map(|n| n * shape.kv_heads * tiles * most_splits(shape, n) * heads * (shape.head_dim + 2))
             .max()
             .unwrap_or(0);
         Self {

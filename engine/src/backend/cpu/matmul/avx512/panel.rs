@@ -71,7 +71,7 @@ pub(super) fn fill<F: Format>(weight: &Matrix<'_>, row0: usize, rows: usize, pan
     }
 }
 
-/// Sixteen rows of one chunk; rows from `count` on become zero.
+/// Sixteen rows of one chunk; rows from `count` on get scales of zero.
 ///
 /// # Safety
 /// `record` yields valid pointers for lanes below `valid`; the rows have these groups.
@@ -87,53 +87,60 @@ unsafe fn fill_chunk<F: Format>(
     side: usize,
 ) {
     let zero = _mm512_setzero_si512();
-    let mut bytes = [[zero; 16]; 4];
-    let mut scales = [zero; 16];
-    let mut minima = [zero; 16];
     let offset = _mm512_set1_epi8(F::OFFSET);
+    let stride = weight.dtype.row_bytes(weight.cols);
+    let first = weight.bytes.as_ptr().wrapping_add(row0 * stride + chunk * F::CHUNK);
+    let row = |r: usize| first.wrapping_add(r * stride);
     for r in 0..count {
-        // SAFETY: the chunk has `valid` groups in this row.
+        // The row that comes sixteen later, of this panel or the next: rows come in turns, which no hardware foresees.
+        for line in 0..F::CHUNK.div_ceil(64) {
+            _mm_prefetch::<_MM_HINT_T0>(row(r + 16).wrapping_add(line * 64).cast());
+        }
+    }
+    for half in 0..valid.div_ceil(4) {
+        let groups = if valid == LANES { LANES } else { valid };
+        let (mut a, mut b) = ([zero; 16], [zero; 16]);
+        // SAFETY: features as ours; the chunk has `valid` groups in each of `count` rows.
         unsafe {
-            let p = weight.row(row0 + r).as_ptr().add(chunk * F::CHUNK);
-            for half in 0..valid.div_ceil(4) {
-                let [a, b] = if valid == LANES { F::bytes(p, half, LANES) } else { F::bytes(p, half, valid) };
-                bytes[2 * half][r] = _mm512_sub_epi8(a, offset);
-                bytes[2 * half + 1][r] = _mm512_sub_epi8(b, offset);
+            if F::PACKED {
+                for (r, a) in a.iter_mut().enumerate() {
+                    *a = if r < count { F::packed(row(r), half, groups) } else { zero };
+                }
+                a = transpose(&a);
+                for (a, b) in a.iter_mut().zip(&mut b) {
+                    [*a, *b] = F::unpack(*a);
+                }
+            } else {
+                for (r, (a, b)) in a.iter_mut().zip(&mut b).enumerate() {
+                    [*a, *b] = if r < count { F::bytes(row(r), half, groups) } else { [zero; 2] };
+                }
+                (a, b) = (transpose(&a), transpose(&b));
             }
-            scales[r] = _mm512_castps_si512(F::scales(p, valid));
-            if F::SUB_GROUPS && F::MIN {
-                minima[r] = _mm512_castps_si512(F::sub_minima(p));
+        }
+        for i in 0..(valid - 4 * half).min(4) {
+            // SAFETY: a valid record.
+            unsafe {
+                let record = record(4 * half + i);
+                let first = put(&a[4 * i..4 * i + 4], offset, &raw mut (*record).q, 0, side);
+                let second = put(&b[4 * i..4 * i + 4], offset, &raw mut (*record).q, 4, side);
+                let to = &raw mut (*record).start;
+                if F::SUB_GROUPS {
+                    _mm512_store_si512((&raw mut (*to)[0][side]).cast(), first);
+                    _mm512_store_si512((&raw mut (*to)[1][side]).cast(), second);
+                } else {
+                    _mm512_store_si512((&raw mut (*to)[0][side]).cast(), _mm512_add_epi32(first, second));
+                }
             }
         }
     }
-    let ones = _mm512_set1_epi8(1);
-    for (z, bytes) in bytes.iter().enumerate().take(2 * valid.div_ceil(4)) {
-        let columns = transpose(bytes);
-        for i in 0..4 {
-            let lane = z / 2 * 4 + i;
-            if lane >= valid {
-                continue;
-            }
-            let record = record(lane);
-            let mut sum = zero;
-            for j in 0..4 {
-                let v = columns[4 * i + j];
-                sum = _mm512_dpbusd_epi32(sum, ones, v);
-                // SAFETY: a valid record, and the field is a vector's size.
-                unsafe { _mm512_store_si512((&raw mut (*record).q[z % 2 * 4 + j][side]).cast(), v) };
-            }
-            let start = _mm512_sub_epi32(zero, _mm512_slli_epi32::<7>(sum));
+    let (mut scales, mut minima) = ([zero; 16], [zero; 16]);
+    for (r, (scales, minima)) in scales.iter_mut().zip(&mut minima).enumerate() {
+        if r < count {
             // SAFETY: as above.
             unsafe {
-                let to = &raw mut (*record).start;
-                if F::SUB_GROUPS || z % 2 == 0 {
-                    _mm512_store_si512((&raw mut (*to)[z % 2][side]).cast(), start);
-                } else {
-                    let first = &raw mut (*to)[0][side];
-                    _mm512_store_si512(
-                        first.cast(),
-                        _mm512_add_epi32(start, _mm512_load_si512(first.cast())),
-                    );
+                *scales = _mm512_castps_si512(F::scales(row(r), valid));
+                if F::SUB_GROUPS && F::MIN {
+                    *minima = _mm512_castps_si512(F::sub_minima(row(r)));
                 }
             }
         }
@@ -158,6 +165,29 @@ unsafe fn fill_chunk<F: Format>(
             }
         }
     }
+}
+
+/// Four vectors of a record from `q[from]` on, less the offset; yields -128 times their sums.
+///
+/// # Safety
+/// `q` is a valid record's.
+#[inline]
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn put(
+    columns: &[__m512i],
+    offset: __m512i,
+    q: *mut [[[i8; 64]; 2]; 8],
+    from: usize,
+    side: usize,
+) -> __m512i {
+    let mut sum = _mm512_setzero_si512();
+    for (j, v) in columns.iter().enumerate() {
+        let v = _mm512_sub_epi8(*v, offset);
+        sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), v);
+        // SAFETY: the field is a vector's size.
+        unsafe { _mm512_store_si512((&raw mut (*q)[from + j][side]).cast(), v) };
+    }
+    _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32::<7>(sum))
 }
 
 /// Transposes 16 by 16 double words.

@@ -24,8 +24,21 @@ pub(super) unsafe trait Format {
     /// Sums of eight products of bytes with activations fit 16 bits (of four, with sub-groups).
     const SMALL: bool = true;
 
+    /// `bytes` are those of `packed`, unpacked byte by byte.
+    const PACKED: bool = false;
+
     /// Bytes of groups `4 half ..`: their first halves, then their second ones.
     unsafe fn bytes(chunk: *const u8, half: usize, valid: usize) -> [__m512i; 2];
+
+    /// With `PACKED`, what [`Self::unpack`] makes `bytes` of.
+    unsafe fn packed(_chunk: *const u8, _half: usize, _valid: usize) -> __m512i {
+        unreachable!("the format is not packed")
+    }
+
+    /// See [`Self::packed`]. Bytes may come in any order.
+    unsafe fn unpack(_packed: __m512i) -> [__m512i; 2] {
+        unreachable!("the format is not packed")
+    }
 
     /// At `4 i ..`: `[d_i, m_i, d_{4+i}, m_{4+i}]`; with sub-groups the two halves' scales in place of
     /// `d, m`.
@@ -118,6 +131,22 @@ macro_rules! nibble_format {
             const CHUNK: usize = 8 * $block;
             const OFFSET: i8 = $offset;
             const MIN: bool = $min;
+            const PACKED: bool = {
+                let fifth: Option<usize> = $fifth;
+                fifth.is_none()
+            };
+
+            #[inline(always)]
+            unsafe fn packed(chunk: *const u8, half: usize, valid: usize) -> __m512i {
+                // SAFETY: the trait's conditions are the helper's.
+                unsafe { four(chunk, half, valid, $block, $skip) }
+            }
+
+            #[inline(always)]
+            unsafe fn unpack(packed: __m512i) -> [__m512i; 2] {
+                // SAFETY: as above.
+                unsafe { nibbles(packed) }
+            }
 
             #[inline(always)]
             unsafe fn bytes(chunk: *const u8, half: usize, valid: usize) -> [__m512i; 2] {
@@ -190,6 +219,20 @@ unsafe impl Format for Iq4Nl {
     const CHUNK: usize = 8 * 18;
     const OFFSET: i8 = -128;
     const SMALL: bool = false;
+
+    const PACKED: bool = true;
+
+    #[inline(always)]
+    unsafe fn packed(chunk: *const u8, half: usize, valid: usize) -> __m512i {
+        // SAFETY: the trait's conditions are the helper's.
+        unsafe { four(chunk, half, valid, 18, 2) }
+    }
+
+    #[inline(always)]
+    unsafe fn unpack(packed: __m512i) -> [__m512i; 2] {
+        // SAFETY: as above.
+        unsafe { iq4(packed) }
+    }
 
     #[inline(always)]
     unsafe fn bytes(chunk: *const u8, half: usize, valid: usize) -> [__m512i; 2] {
