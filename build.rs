@@ -1,6 +1,7 @@
 //! The engine's build script. Without feature `cuda` it does nothing. With it, every `kernels/NAME.cu` becomes
 //! `NAME.ptx` (`compute_52`, for the driver's own compiler on newer cards) and `NAME.cubin` (`sm_52`) in `OUT_DIR`,
-//! and `kernels.rs` there lists them for `include!`.
+//! and `kernels.rs` there lists them for `include!`: the cubins whole, the PTX by the kernel, all deflated (`.z`), since
+//! a program has no use for most of it.
 //!
 //! The compiler is CUDA 12, the last series that knows `sm_52`: NVRTC or nvcc for the PTX, ptxas for the cubin.
 //! Compiling takes seconds a file, so results are kept in `target/kernel-cache` under a hash of all that went in.
@@ -25,6 +26,7 @@ mod cuda {
         fmt::Write as _,
         fs,
         hash::{DefaultHasher, Hash as _, Hasher as _},
+        io::Write as _,
         path::{Path, PathBuf},
         process::Command,
         ptr,
@@ -59,21 +61,78 @@ mod cuda {
         let cache = out.ancestors().nth(4).unwrap_or(&out).join("kernel-cache");
         fs::create_dir_all(&cache).map_err(|e| format!("cannot make {}: {e}", cache.display()))?;
         // What a kernel file that is gone has left behind would be taken for one that is there.
-        for old in files(&out, "cubin")?.into_iter().chain(files(&out, "ptx")?) {
-            fs::remove_file(&old).map_err(|e| format!("cannot remove {}: {e}", old.display()))?;
+        for kind in ["cubin", "ptx", "z"] {
+            for old in files(&out, kind)? {
+                fs::remove_file(&old).map_err(|e| format!("cannot remove {}: {e}", old.display()))?;
+            }
         }
         compile_all(&sources, &toolchain, &cache, &out)?;
 
         let mut list = String::from("[\n");
         for source in &sources {
-            let name = stem(source);
-            let _ = writeln!(
-                list,
-                "Image {{ name: \"{name}\", cubin: include_bytes!(\"{name}.cubin\"), ptx: include_str!(\"{name}.ptx\") }},"
-            );
+            list += &embedded(&stem(source), &out)?;
         }
         list.push(']');
         write(&out.join("kernels.rs"), list.as_bytes())
+    }
+
+    /// Deflates what a kernel file became; yields its line of `kernels.rs`.
+    fn embedded(name: &str, out: &Path) -> Result<String> {
+        let read = |kind: &str| {
+            let path = out.join(format!("{name}.{kind}"));
+            fs::read(&path).map_err(|e| format!("cannot read {}: {e}", path.display()))
+        };
+        let ptx = String::from_utf8(read("ptx")?).map_err(|e| format!("{name}.ptx: {e}"))?;
+        let version = version_of(&ptx).ok_or_else(|| format!("{name}.ptx has no version"))?;
+        write(&out.join(format!("{name}.cubin.z")), &deflated(&read("cubin")?))?;
+        let mut line = format!(
+            "Image {{ name: \"{name}\", version: {version:?}, cubin: include_bytes!(\"{name}.cubin.z\"), kernels: &["
+        );
+        for kernel in kernels(&ptx) {
+            write(&out.join(format!("{kernel}.ptx.z")), &deflated(ptx_of(&ptx, kernel).as_bytes()))?;
+            let _ = write!(line, "(\"{kernel}\", include_bytes!(\"{kernel}.ptx.z\")), ");
+        }
+        line.push_str("] },\n");
+        Ok(line)
+    }
+
+    fn deflated(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::best());
+        // Writing to memory does not fail.
+        let written = encoder.write_all(bytes).and_then(|()| encoder.finish());
+        written.unwrap_or_else(|_| unreachable!("a Vec takes all"))
+    }
+
+    /// `.version 8.8`, a line before any code.
+    fn version_of(ptx: &str) -> Option<(u32, u32)> {
+        let (major, minor) =
+            ptx.lines().find_map(|line| line.strip_prefix(".version "))?.trim().split_once('.')?;
+        Some((major.parse().ok()?, minor.parse().ok()?))
+    }
+
+    /// Starts a kernel in PTX; it ends with the first line that is a brace alone.
+    const ENTRY: &str = ".visible .entry ";
+
+    /// The names of a file's kernels.
+    fn kernels(ptx: &str) -> impl Iterator<Item = &str> {
+        let entries = ptx.lines().filter_map(|line| line.strip_prefix(ENTRY));
+        entries.filter_map(|rest| rest.split('(').next())
+    }
+
+    /// The code of one kernel of a file: all that is not another kernel.
+    fn ptx_of(ptx: &str, name: &str) -> String {
+        let mut kept = String::new();
+        let mut skipping = false;
+        for line in ptx.split_inclusive('\n') {
+            if let Some(rest) = line.strip_prefix(ENTRY) {
+                skipping = rest.split('(').next() != Some(name);
+            }
+            if !skipping {
+                kept.push_str(line);
+            }
+            skipping &= line.trim_end() != "}";
+        }
+        kept
     }
 
     fn manifest_parent() -> Result<PathBuf> {

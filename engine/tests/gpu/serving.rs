@@ -1,6 +1,10 @@
 //! The demo model through the engine: the reference's texts, alone and in company, and nothing that leaks.
 
-use std::{collections::HashSet, path::PathBuf, time::Instant};
+use std::{
+    collections::HashSet,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use m40llm_engine::{
     BackendChoice, Engine, EngineConfig, Event, GenerateRequest, Generation, KvType, PrefixCache,
@@ -36,17 +40,14 @@ fn cuda(max_batch: usize) -> Engine {
     load(CUDA, max_batch)
 }
 
-fn submit(engine: &Engine, prompt: &str, max_tokens: usize, sampling: SamplingParams) -> Generation {
+fn request(engine: &Engine, prompt: &str, max_tokens: usize, sampling: SamplingParams) -> GenerateRequest {
     let text = format!("<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n");
     let prompt = engine.tokenizer().encode(&text, true, true);
-    engine
-        .submit(GenerateRequest {
-            prompt,
-            max_tokens: Some(max_tokens),
-            sampling,
-            ..GenerateRequest::default()
-        })
-        .unwrap()
+    GenerateRequest { prompt, max_tokens: Some(max_tokens), sampling, ..GenerateRequest::default() }
+}
+
+fn submit(engine: &Engine, prompt: &str, max_tokens: usize, sampling: SamplingParams) -> Generation {
+    engine.submit(request(engine, prompt, max_tokens, sampling)).unwrap()
 }
 
 /// The ids of what is generated.
@@ -110,8 +111,13 @@ fn the_devices_clock_tells_waiting_from_work() {
     for cuda_graphs in [true, false] {
         let config = EngineConfig { cuda_graphs, ..config(CUDA, 16) };
         let engine = Engine::load(&demo_model(), &config, |_| {}).unwrap();
+        // None may end within the window.
+        let endless = |question: &&str| GenerateRequest {
+            ignore_eos: true,
+            ..request(&engine, question, 300, SamplingParams::greedy())
+        };
         let mut generations: Vec<Generation> =
-            QUESTIONS.iter().map(|q| submit(&engine, q, 300, SamplingParams::greedy())).collect();
+            QUESTIONS.iter().map(|question| engine.submit(endless(question)).unwrap()).collect();
         let mut token = |count: usize| {
             for _ in 0..count {
                 generations[7].blocking_next().expect("an event");
@@ -240,5 +246,10 @@ fn ten_thousand_requests_leave_the_devices_memory_as_it_was() {
     run(10_000);
     let after = device.free_memory().unwrap();
     assert_eq!(before, after, "free bytes before and after");
-    assert_eq!(engine.stats().kv_blocks_used, 0);
+    // What was dropped last is let go within a step, which nobody waits for.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while engine.stats().kv_blocks_used > 0 {
+        assert!(Instant::now() < deadline, "{} blocks are still taken", engine.stats().kv_blocks_used);
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }

@@ -4,6 +4,7 @@
 
 use std::{
     collections::HashMap,
+    io::Read as _,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -16,28 +17,23 @@ use cudarc::{
     driver::{CudaContext, CudaFunction, CudaModule},
     nvrtc::Ptx,
 };
+use flate2::read::DeflateDecoder;
 
 use super::{Device, error::Call as _};
 use crate::{device::Code, error::EngineError, handle::lock};
 
-/// A kernel file as built: its name without `.cu`, machine code for `sm_52`, intermediate code for `compute_52`.
+/// A kernel file as built: its name without `.cu`, machine code for `sm_52`, and by kernel intermediate code for
+/// `compute_52`, of a version; the codes are deflated.
 struct Image {
     name: &'static str,
+    version: (u32, u32),
     cubin: &'static [u8],
-    ptx: &'static str,
+    kernels: &'static [(&'static str, &'static [u8])],
 }
 
 /// The version of the intermediate code, of which a driver must be as new: 8.8 is the compiler's of CUDA 12.9.
 pub fn ptx_version() -> Option<(u32, u32)> {
-    let versions = IMAGES.iter().filter_map(|image| version_of(image.ptx));
-    versions.max()
-}
-
-/// `.version 8.8`, a line before any code.
-fn version_of(ptx: &str) -> Option<(u32, u32)> {
-    let (major, minor) =
-        ptx.lines().find_map(|line| line.strip_prefix(".version "))?.trim().split_once('.')?;
-    Some((major.parse().ok()?, minor.parse().ok()?))
+    IMAGES.iter().map(|image| image.version).max()
 }
 
 /// Threads that load kernels at the same time, at most.
@@ -55,30 +51,39 @@ fn image(file: &str) -> Result<&'static Image, EngineError> {
     })
 }
 
-/// Starts a kernel in intermediate code; it ends with the first line that is a brace alone.
-const ENTRY: &str = ".visible .entry ";
-
 impl Image {
-    /// The intermediate code of one of its kernels: all that is not another kernel.
-    fn ptx_of(&self, name: &str) -> String {
-        let mut kept = String::new();
-        let mut skipping = false;
-        for line in self.ptx.split_inclusive('\n') {
-            if let Some(rest) = line.strip_prefix(ENTRY) {
-                skipping = rest.split('(').next() != Some(name);
-            }
-            if !skipping {
-                kept.push_str(line);
-            }
-            skipping &= line.trim_end() != "}";
-        }
-        kept
+    /// Machine code of all its kernels.
+    fn cubin(&self) -> Result<Vec<u8>, EngineError> {
+        self.inflated(self.cubin)
+    }
+
+    /// The intermediate code of one of its kernels, deflated; an error names those that there are.
+    fn code_of(&self, kernel: &str) -> Result<&'static [u8], EngineError> {
+        let found = self.kernels.iter().find(|(name, _)| *name == kernel);
+        found.map(|(_, code)| *code).ok_or_else(|| {
+            let known: Vec<_> = self.entries().collect();
+            let (file, known) = (self.name, known.join(", "));
+            EngineError::Backend(format!("{file}.cu has no kernel {kernel}; it has {known}"))
+        })
+    }
+
+    /// The same as it was.
+    fn ptx_of(&self, kernel: &str) -> Result<String, EngineError> {
+        let broken = |_| EngineError::Backend(format!("the embedded code of {kernel} is no text"));
+        String::from_utf8(self.inflated(self.code_of(kernel)?)?).map_err(broken)
     }
 
     /// The names of its kernels.
     fn entries(&self) -> impl Iterator<Item = &'static str> + use<> {
-        let after = self.ptx.split(".entry ").skip(1);
-        after.filter_map(|rest| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next())
+        self.kernels.iter().map(|(name, _)| *name)
+    }
+
+    fn inflated(&self, code: &[u8]) -> Result<Vec<u8>, EngineError> {
+        let mut bytes = Vec::new();
+        let read = DeflateDecoder::new(code).read_to_end(&mut bytes);
+        let broken =
+            |e| EngineError::Backend(format!("the embedded code of {}.cu is broken: {e}", self.name));
+        read.map(|_| bytes).map_err(broken)
     }
 }
 
@@ -106,13 +111,7 @@ impl Kernels {
     /// The kernel `name` of `kernels/FILE.cu`. Loads the file at its first use: ask before the first step, and keep it.
     pub fn function(&self, file: &str, name: &str) -> Result<CudaFunction, EngineError> {
         let image = image(file)?;
-        if !image.entries().any(|entry| entry == name) {
-            let known: Vec<_> = image.entries().collect();
-            return Err(EngineError::Backend(format!(
-                "{file}.cu has no kernel {name}; it has {}",
-                known.join(", ")
-            )));
-        }
+        image.code_of(name)?;
         let module = self.module(image, name)?;
         module.load_function(name).call(format_args!("cuModuleGetFunction {name}"))
     }
@@ -156,8 +155,8 @@ impl Kernels {
         }
         let start = Instant::now();
         let code = match self.code {
-            Code::Cubin => Ptx::from_binary(image.cubin.to_vec()),
-            Code::Ptx => Ptx::from_src(image.ptx_of(name)),
+            Code::Cubin => Ptx::from_binary(image.cubin()?),
+            Code::Ptx => Ptx::from_src(image.ptx_of(name)?),
         };
         // Not under the lock: others load meanwhile. Two that load the same do it twice, and one result is kept.
         let module = self.context.load_module(code);
@@ -194,8 +193,8 @@ mod tests {
         sources.sort();
         let names: Vec<_> = IMAGES.iter().map(|image| image.name).collect();
         assert_eq!(names, sources);
-        for Image { name, cubin, ptx } in IMAGES {
-            assert!(ptx.contains(".target sm_52") && !ptx.contains('\0'), "{name}");
+        for image in IMAGES {
+            let (name, cubin) = (image.name, image.cubin().expect("machine code"));
             // ELF, its machine EM_CUDA, and the architecture in the low byte of its flags.
             assert_eq!(&cubin[..4], b"\x7fELF", "{name}");
             assert_eq!((u16::from_le_bytes([cubin[18], cubin[19]]), cubin[48]), (190, 52), "{name}");
@@ -206,12 +205,14 @@ mod tests {
     fn a_kernels_code_is_whole_and_has_no_other_kernel() {
         for image in IMAGES {
             for name in image.entries() {
-                let cut = image.ptx_of(name);
+                let cut = image.ptx_of(name).expect("intermediate code");
                 let entries: Vec<_> = cut.lines().filter(|line| line.contains(".entry ")).collect();
-                assert!(matches!(entries[..], [line] if line.starts_with(ENTRY)), "{name}: {entries:?}");
-                assert!(cut.contains(&format!("{ENTRY}{name}(")), "{name}");
+                assert!(
+                    matches!(entries[..], [line] if line.contains(&format!(".entry {name}("))),
+                    "{entries:?}"
+                );
                 assert_eq!(cut.matches('{').count(), cut.matches('}').count(), "{name}");
-                assert!(cut.contains(".target sm_52"), "{name}");
+                assert!(cut.contains(".target sm_52") && !cut.contains('\0'), "{name}");
             }
         }
     }

@@ -42,7 +42,8 @@ pub(super) fn decode_splits(shape: &Shape, kv_type: KvType, sms: usize, sequence
     let (_, tiles) = decode_heads(shape);
     let (_, resident) = decode_block(shape, kv_type);
     let turns = if sequences == 1 { 1 } else { 2 };
-    (turns * resident * sms / (shape.kv_heads * tiles * sequences.max(1))).clamp(1, most_splits(shape, sequences))
+    (turns * resident * sms / (shape.kv_heads * tiles * sequences.max(1)))
+        .clamp(1, most_splits(shape, sequences))
 }
 
 /// Most of these blocks, for which there is room on every card.
