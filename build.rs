@@ -17,16 +17,18 @@ fn main() {
 }
 
 #[cfg(feature = "cuda")]
+#[path = "kernels/embed.rs"]
+mod embed;
+
+#[cfg(feature = "cuda")]
 #[expect(clippy::disallowed_methods, reason = "a build script is told everything by its environment")]
 mod cuda {
     use std::{
         collections::BTreeSet,
         env,
         ffi::{CString, OsString, c_char, c_int, c_void},
-        fmt::Write as _,
         fs,
         hash::{DefaultHasher, Hash as _, Hasher as _},
-        io::Write as _,
         path::{Path, PathBuf},
         process::Command,
         ptr,
@@ -68,71 +70,8 @@ mod cuda {
         }
         compile_all(&sources, &toolchain, &cache, &out)?;
 
-        let mut list = String::from("[\n");
-        for source in &sources {
-            list += &embedded(&stem(source), &out)?;
-        }
-        list.push(']');
-        write(&out.join("kernels.rs"), list.as_bytes())
-    }
-
-    /// Deflates what a kernel file became; yields its line of `kernels.rs`.
-    fn embedded(name: &str, out: &Path) -> Result<String> {
-        let read = |kind: &str| {
-            let path = out.join(format!("{name}.{kind}"));
-            fs::read(&path).map_err(|e| format!("cannot read {}: {e}", path.display()))
-        };
-        let ptx = String::from_utf8(read("ptx")?).map_err(|e| format!("{name}.ptx: {e}"))?;
-        let version = version_of(&ptx).ok_or_else(|| format!("{name}.ptx has no version"))?;
-        write(&out.join(format!("{name}.cubin.z")), &deflated(&read("cubin")?))?;
-        let mut line = format!(
-            "Image {{ name: \"{name}\", version: {version:?}, cubin: include_bytes!(\"{name}.cubin.z\"), kernels: &["
-        );
-        for kernel in kernels(&ptx) {
-            write(&out.join(format!("{kernel}.ptx.z")), &deflated(ptx_of(&ptx, kernel).as_bytes()))?;
-            let _ = write!(line, "(\"{kernel}\", include_bytes!(\"{kernel}.ptx.z\")), ");
-        }
-        line.push_str("] },\n");
-        Ok(line)
-    }
-
-    fn deflated(bytes: &[u8]) -> Vec<u8> {
-        let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::best());
-        // Writing to memory does not fail.
-        let written = encoder.write_all(bytes).and_then(|()| encoder.finish());
-        written.unwrap_or_else(|_| unreachable!("a Vec takes all"))
-    }
-
-    /// `.version 8.8`, a line before any code.
-    fn version_of(ptx: &str) -> Option<(u32, u32)> {
-        let (major, minor) =
-            ptx.lines().find_map(|line| line.strip_prefix(".version "))?.trim().split_once('.')?;
-        Some((major.parse().ok()?, minor.parse().ok()?))
-    }
-
-    /// Starts a kernel in PTX; it ends with the first line that is a brace alone.
-    const ENTRY: &str = ".visible .entry ";
-
-    /// The names of a file's kernels.
-    fn kernels(ptx: &str) -> impl Iterator<Item = &str> {
-        let entries = ptx.lines().filter_map(|line| line.strip_prefix(ENTRY));
-        entries.filter_map(|rest| rest.split('(').next())
-    }
-
-    /// The code of one kernel of a file: all that is not another kernel.
-    fn ptx_of(ptx: &str, name: &str) -> String {
-        let mut kept = String::new();
-        let mut skipping = false;
-        for line in ptx.split_inclusive('\n') {
-            if let Some(rest) = line.strip_prefix(ENTRY) {
-                skipping = rest.split('(').next() != Some(name);
-            }
-            if !skipping {
-                kept.push_str(line);
-            }
-            skipping &= line.trim_end() != "}";
-        }
-        kept
+        let images: Result<String> = sources.iter().map(|s| super::embed::image(&stem(s), &out)).collect();
+        write(&out.join("kernels.rs"), format!("[\n{}]", images?).as_bytes())
     }
 
     fn manifest_parent() -> Result<PathBuf> {

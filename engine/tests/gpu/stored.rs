@@ -191,9 +191,11 @@ fn a_number_stored_wrong_shows() {
     let groups = head_dim.div_ceil(GROUP);
     let mut bytes = vec![0; 2 * BLOCK_TOKENS * (head_dim + 2 * groups)];
     let scale_at = |g: usize| BLOCK_TOKENS * head_dim + 2 * (slot * groups + g);
+    let mut scales = Vec::new();
     for (g, group) in exact.chunks(GROUP).enumerate() {
         let scale = f16::from_f32(group.iter().fold(0f32, |most, x| most.max(x.abs())) / 127.0);
         bytes[scale_at(g)..scale_at(g) + 2].copy_from_slice(&scale.to_le_bytes());
+        scales.push(scale.to_f32());
         for (i, x) in group.iter().enumerate() {
             let step = (x / scale.to_f32()).round().clamp(-127.0, 127.0) as i8;
             bytes[slot * head_dim + g * GROUP + i] = step as u8;
@@ -207,9 +209,11 @@ fn a_number_stored_wrong_shows() {
     assert!(is_taken(&bytes));
     for wrong in [slot * head_dim + 7, slot * head_dim + head_dim - 1] {
         let mut bytes = bytes.clone();
-        // The next step would do where the exact number lies halfway.
-        bytes[wrong] = (bytes[wrong] as i8).wrapping_add(2) as u8;
-        assert!(!is_taken(&bytes), "two steps more at {wrong} were not seen");
+        // Away from the exact number: where that lies halfway, the step on its other side is as near.
+        let (d, stored) = (wrong - slot * head_dim, bytes[wrong] as i8);
+        let away = if f32::from(stored) * scales[d / GROUP] >= exact[d] { 1 } else { -1 };
+        bytes[wrong] = stored.wrapping_add(away) as u8;
+        assert!(!is_taken(&bytes), "a step away at {wrong} was not seen");
     }
     for g in 0..groups {
         let mut bytes = bytes.clone();

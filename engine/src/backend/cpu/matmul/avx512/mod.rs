@@ -5,6 +5,7 @@
 //! four columns of 16 rows, so that sums need no shuffling ([`panel`]). Floats: [`float`].
 
 mod float;
+mod k_quants;
 mod native;
 mod panel;
 mod unpack;
@@ -22,7 +23,8 @@ use super::{
     blocks,
 };
 use crate::gguf::DType;
-use unpack::{Iq4Nl, Iq4Xs, Q2K, Q3K, Q4K, Q4One, Q4Zero, Q5K, Q5One, Q5Zero, Q6K, Q8Zero};
+use k_quants::{Q2K, Q3K, Q4K, Q5K, Q6K};
+use unpack::{Iq4Nl, Iq4Xs, Q4One, Q4Zero, Q5One, Q5Zero, Q8Zero};
 
 /// Most activation rows for which native blocks are read once per call instead of unpacked to a panel.
 pub(super) const NATIVE_COLS: usize = 4;
