@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -30,6 +31,12 @@ PACKAGES = ["llama-cpp-python==0.3.36", "gguf==0.19.0", "numpy"]
 PROMPT_SHARE, DECODE_SHARE, SERVER_SHARE, STREAMS_SHARE = 0.5, 0.7, 0.85, 1.6
 STREAMS = 8
 MEMORY_SLACK = 200_000_000
+# llama.cpp is built for what the compiler finds. Some virtual machines list AMX, and the kernel grants it, but it traps.
+ILLEGAL = f"""llama.cpp met an instruction that this machine lists but does not run, most likely AMX in a virtual machine.
+Build it without, and try again:
+    flags="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+    CMAKE_ARGS="-DCMAKE_C_FLAGS='$flags' -DCMAKE_CXX_FLAGS='$flags'" \\
+        .venv-peer/bin/pip install --force-reinstall --no-deps --no-cache-dir {PACKAGES[0]}"""
 
 
 def clean_environment() -> dict[str, str]:
@@ -37,8 +44,11 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("M40LLM_")}
 
 
-def output(*command: str) -> str:
+def output(*command: str, hint: str = "") -> str:
+    """What a command prints; `hint` is added where it died of an instruction that the machine does not run."""
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=clean_environment())
+    if done.returncode == -signal.SIGILL and hint:
+        sys.exit(f"bench-peer: {hint}")
     if done.returncode != 0:
         sys.exit(f"bench-peer: exit {done.returncode} from: {' '.join(map(str, command))}")
     return done.stdout
@@ -77,7 +87,7 @@ def ours(args, model: Path) -> dict:
 def theirs(args, model: Path, python: Path) -> dict:
     script = str(ROOT / "scripts" / "peer" / "llama_cpp_speed.py")
     sizes = ["--prompt", str(args.prompt), "--decode", str(args.decode), "--threads", str(args.threads)]
-    return json.loads(output(str(python), script, str(model), *sizes))
+    return json.loads(output(str(python), script, str(model), *sizes, hint=ILLEGAL))
 
 
 def compare(args, model: Path, python: Path) -> dict:
