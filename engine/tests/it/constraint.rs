@@ -6,6 +6,7 @@ use m40llm_engine::{
     Engine, EngineConfig, Event, FinishReason, GenerateRequest, Generation, Grammar, SamplingParams,
     TokenOut, Usage,
 };
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::engine::demo_model;
@@ -89,6 +90,44 @@ fn json_follows_its_schema() {
         assert_eq!(answer.text, answer.text.trim());
         // The last brace ends it: there is no token for the end.
         assert_eq!(answer.usage.completion_tokens, answer.tokens.len());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    /// Whatever the bounds: what may be written is within them, and what is within them may be written, in one form at least.
+    #[test]
+    fn numbers_stay_within_their_bounds(quarters in (-9i32..9, 0i32..8), kinds in (0usize..3, 0usize..3)) {
+        let (low, high) = (f64::from(quarters.0) / 4.0, f64::from(quarters.0 + quarters.1) / 4.0);
+        let mut schema = json!({"type": "number"});
+        if let Some(keyword) = ["", "minimum", "exclusiveMinimum"].get(kinds.0).filter(|word| !word.is_empty()) {
+            schema[keyword] = json!(low);
+        }
+        if let Some(keyword) = ["", "maximum", "exclusiveMaximum"].get(kinds.1).filter(|word| !word.is_empty()) {
+            schema[keyword] = json!(high);
+        }
+        let within = |n: f64| {
+            let above = kinds.0 == 0 || n > low || (n == low && kinds.0 == 1);
+            above && (kinds.1 == 0 || n < high || (n == high && kinds.1 == 1))
+        };
+        let Ok(constraint) = engine().constrain(&Grammar::JsonSchema(schema.clone())) else {
+            // No number is within.
+            prop_assert!(kinds != (1, 1) && low == high, "{schema}");
+            return Ok(());
+        };
+        for n in (-500..500).step_by(5).map(|n| f64::from(n) / 100.0) {
+            let mut written = false;
+            for text in [format!("{n}"), format!("{n}0"), format!("{n:.1}"), format!("{n:.2}"), format!("-{n}")] {
+                let Ok(value) = serde_json::from_str::<f64>(&text) else { continue };
+                let tokens = engine().tokenizer().encode(&text, false, false);
+                let (fits, ends) = constraint.allows(&tokens);
+                let allowed = fits == tokens.len() && ends;
+                prop_assert!(!allowed || within(value), "{text} is allowed by {schema}");
+                written |= allowed && value == n;
+            }
+            prop_assert!(written || !within(n), "{n} is refused by {schema}");
+        }
     }
 }
 

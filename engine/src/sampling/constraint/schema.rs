@@ -245,7 +245,12 @@ impl Audit {
                 least
             }
             "minItems" | "maxItems" | "maxProperties" | "minLength" | "maxLength" => count(&inner, value)?,
-            "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum" => number(&inner, value)?,
+            "minimum" | "maximum" => number(&inner, value)?,
+            "exclusiveMinimum" | "exclusiveMaximum" => {
+                let bound = number(&inner, value)?;
+                let whole = keywords.get("type") == Some(&json!("integer"));
+                if whole { bound } else { exclusive(keyword == "exclusiveMinimum", &bound) }
+            }
             "multipleOf" => {
                 let step = number(&inner, value)?;
                 if step.as_f64().is_none_or(|step| step <= 0.0) {
@@ -329,6 +334,20 @@ fn number(place: &Place, value: &Value) -> Result<Value, ConstraintError> {
             Err(place.refuse("numbers of 2^53 and beyond are not enforced to the digit"))
         }
         Some(_) => Ok(value.clone()),
+    }
+}
+
+/// The exclusive bound of a range of numbers, as llguidance (1.9) keeps it. Between such a bound that is whole and another with the
+/// same digits before the point, it allows the bound itself, written without a fraction: 1 for what is above 1 and at most
+/// 1.5. So the bound is the next number that f64 has, or at zero one that is written in few digits.
+fn exclusive(below: bool, bound: &Value) -> Value {
+    let Some(n) = bound.as_f64().filter(|n| n.fract() == 0.0) else { return bound.clone() };
+    match (below, n) {
+        (true, 0.0) => Value::from(1e-15),
+        (false, 0.0) => Value::from(-1e-15),
+        (true, n) if n > 0.0 => Value::from(n.next_up()),
+        (false, n) if n < 0.0 => Value::from(n.next_down()),
+        _ => bound.clone(),
     }
 }
 

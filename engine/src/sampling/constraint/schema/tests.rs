@@ -102,6 +102,18 @@ fn what_is_enforced_goes_on_and_notes_do_not() {
     assert_eq!(enforced(&json!(true)).unwrap(), json!({"x-guidance": options}));
 }
 
+/// Where the bound itself must not be written; of integers it is right as it is.
+#[test]
+fn an_exclusive_bound_becomes_the_next_number() {
+    let bounds = |schema: Value| enforced(&schema).unwrap();
+    assert_eq!(bounds(json!({"exclusiveMinimum": 1}))["exclusiveMinimum"], json!(1.0f64.next_up()));
+    assert_eq!(bounds(json!({"exclusiveMaximum": -1.0}))["exclusiveMaximum"], json!((-1.0f64).next_down()));
+    assert_eq!(bounds(json!({"type": "number", "exclusiveMinimum": 0}))["exclusiveMinimum"], json!(1e-15));
+    assert_eq!(bounds(json!({"exclusiveMinimum": -1}))["exclusiveMinimum"], json!(-1));
+    assert_eq!(bounds(json!({"exclusiveMaximum": 1.5}))["exclusiveMaximum"], json!(1.5));
+    assert_eq!(bounds(json!({"type": "integer", "exclusiveMinimum": 0}))["exclusiveMinimum"], json!(0));
+}
+
 #[test]
 fn formats_may_be_notes() {
     let schema = json!({
