@@ -89,7 +89,9 @@ def test_a_call_and_its_result(client):
     check_weather(json.loads(call.arguments))
     result = {"type": "function_call_output", "call_id": call.call_id, "output": '{"weather": "sunny"}'}
     turns = [{"role": "user", "content": WEATHER}, call, result]
-    assert ask(client, turns, tools=[TOOL]).output_text
+    # It may call once more: then there is no text.
+    again = ask(client, turns, tools=[TOOL], max_output_tokens=200)
+    assert again.output_text or again.output[-1].type == "function_call"
 
 
 def test_a_streamed_call(client):
