@@ -59,8 +59,8 @@ struct Product {
     float* partial;     // workspace for split-K (skinny, gemm); size: what the launcher computes
     u32* counters;      // zeroed once at start; kernels leave them zero
     // 11 to 32 tokens: RMSNorm in two parts. ADD with `next`, the norm's weights [rows[0]], also leaves hidden = out * next,
-    // and in squares[stripe][token] the sum of out² over the rows of each stripe. What then reads hidden as its x divides by
-    // the root of their mean: `parts` is the number of stripes, else 0.
+    // and in squares[part][token] the sum of out² over each 64 rows. What then reads hidden as its x divides by the root of
+    // their mean: `parts` is how many there are, else 0.
     const float* next;
     float* hidden;
     float* squares;

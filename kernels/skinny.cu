@@ -5,11 +5,11 @@
 //
 // No dynamic shared memory. Any grid is right; the number of blocks that are resident is fast:
 //   n12, n16, n20: 128 threads, 2 blocks an SM, stripes of 64 rows (GATED: 32);
-//   n24: 256 threads, 1 block an SM, stripes of 128 rows (GATED: 64), so that half as many pieces of x are on their way;
-//   n28, n32: 256 threads, 1 block an SM, stripes of 64 rows (GATED: 32); warps in pairs of half the tokens each.
+//   n24, n28, n32: 256 threads, 1 block an SM, stripes of 128 rows (GATED: 64), so that half as many pieces of x are on their way;
+//   q6_k_n32: stripes of 64 rows, warps in pairs of half the tokens each, since what it keeps for 32 does not fit a thread.
 // A launch costs what its N tokens do, however few there are.
 // partial: 2 * grid * N * R floats, R being the rows of a stripe. counters: one for each stripe, zero: the sum over the
-// matrices (GATED: of the first) of ceil(rows / rows of a stripe). squares: ceil(rows / R) * tokens floats. x: 16-byte
+// matrices (GATED: of the first) of ceil(rows / rows of a stripe). squares: ceil(rows / 64) * tokens floats. x: 16-byte
 // aligned, columns a multiple of 32.
 #include "stripes.cuh"
 
@@ -24,8 +24,8 @@
     SKINNY(NAME, TYPE, 16, 1, 4, 2) \
     SKINNY(NAME, TYPE, 20, 1, 4, 2) \
     SKINNY(NAME, TYPE, 24, 1, 8, 1) \
-    SKINNY(NAME, TYPE, 28, 2, 8, 1) \
-    SKINNY(NAME, TYPE, 32, 2, 8, 1)
+    SKINNY(NAME, TYPE, 28, 1, 8, 1) \
+    SKINNY(NAME, TYPE, 32, (TYPE == Q6_K ? 2 : 1), 8, 1)
 
 SKINNY_TYPE(f16, F16)
 SKINNY_TYPE(q8_0, Q8_0)

@@ -1,6 +1,6 @@
 // Products of repacked weights and some columns of activations: the body of skinny.cu.
 //
-// A block owns stripes: ROWS rows of a matrix, all tokens. A thread holds 4 rows × up to 24 tokens of sums in registers and
+// A block owns stripes: ROWS rows of a matrix, all tokens. A thread holds 4 rows × up to 32 tokens of sums in registers and
 // walks K, so every weight is read once, unpacked once (scale and minimum folded in) and used for all of a thread's tokens.
 // The lanes of a warp are 8 along K (a lane takes a group of 32 columns) by 4 along rows (a lane takes a row tile), so the
 // lanes of different rows read the same activations from shared memory: a broadcast, a quarter of the traffic that 32
@@ -22,6 +22,8 @@ constexpr int CHUNK = K_LANES * GROUP;
 constexpr int HALF_QUADS = 4;
 constexpr int QUAD_STRIDE = K_LANES + 2;
 constexpr int HALF_STRIDE = HALF_QUADS * QUAD_STRIDE;
+// Rows whose squares are summed together.
+constexpr int SQUARES_ROWS = 64;
 
 // A lane's weights on their way from memory to registers: a group of four rows, or, of the wider types, the half or the
 // quarter of it that 16 bytes a row hold.
@@ -160,9 +162,9 @@ struct Stripes {
     static constexpr int PARTS = Weights<TYPE>::PARTS;
     // Registers are short: weights wait in one buffer, and the loop's body is half a chunk. Where there are some to spare,
     // ptxas also finds better banks if they are taken.
-    static constexpr int BUFFERS = PARTS == 4 && (OWN == 12 || (OWN == 14 && TYPE == F16)) ? 2 : 1;
+    static constexpr int BUFFERS = PARTS == 4 && OWN == 12 ? 2 : 1;
     // A whole group is loaded while another is worked on, where that does not spill.
-    static constexpr bool AHEAD = PARTS == 1 && (OWN == 14 ? TYPE != Q6_K : OWN == 16 && (TYPE == Q4_0 || TYPE == Q4_1));
+    static constexpr bool AHEAD = OWN == 16 && (TYPE == Q4_0 || TYPE == Q4_1);
     static constexpr int SLOT = TOKENS * ROWS;  // floats of a partial result
 
     union Shared {
@@ -265,50 +267,84 @@ struct Stripes {
         if (TOKENS % WARPS == 0 || token < TOKENS) shared.x[half][token][quad * QUAD_STRIDE + group] = x;
     }
 
-    // Half a chunk: 16 columns of 4 rows, all tokens of the thread; meanwhile the next half of x is staged. As soon as
-    // a part's last weights are unpacked its registers take the part that comes BUFFERS later.
+    // Half a chunk: 16 columns of 4 rows, all tokens of the thread; meanwhile the next half of x is staged.
     __device__ __forceinline__ void half_chunk(const u8* tile, int chunk, int half, int last) {
-        const float4* x = &shared.x[half][warp() % SPLIT * OWN][k_lane()];
         int next = min(chunk + 1, last - 1);
         if (half == 0 || TYPE == Q6_K) factors.set(scales, half);
         if (AHEAD && half == 0) load(coming, tile, next, 0);
         float4 staging[PIECES];
+        // With 28 tokens and more the 16-bit types spill, unless ptxas sees but two quads at once.
+        if constexpr (PARTS == 4) {
+#pragma unroll (OWN < 28 ? HALF_QUADS : 2)
+            for (int quad = 0; quad < HALF_QUADS; quad++) four_columns(tile, chunk, half, quad, next, last, staging);
+        } else {
 #pragma unroll
-        for (int quad = 0; quad < HALF_QUADS; quad++) {
-            // STAGED pieces, spread over the quads.
-            constexpr int SPAN = STAGED >= HALF_QUADS ? 1 : HALF_QUADS / STAGED;
-#pragma unroll
-            for (int i = 0; i < PIECES; i++)
-                if (quad % SPAN == 0 && quad / SPAN * PIECES + i < STAGED)
-                    staging[i] = fetch(quad / SPAN * PIECES + i, half ? next : chunk, half ^ 1, !half || chunk + 1 < last);
-            float w[TILE_ROWS][4];
-            int part = PARTS == 1 ? 0 : PARTS == 2 ? half : half * 2 + quad / 2;
-            Weights<TYPE>& own = weights[BUFFERS == 1 ? 0 : part % BUFFERS];
-            own.quad(factors, quad * 4, w);
-            bool done = PARTS == 1 ? half == 1 && quad == 3 : PARTS == 2 ? quad == 3 : quad % 2 == 1;
-            if (done && AHEAD) own = coming;
-            else if (done) load(own, tile, part + BUFFERS < PARTS ? chunk : next, (part + BUFFERS) % PARTS);
-            else if (PARTS == 1 && quad == 3) own.advance();
-            if (half == 1 && quad == 3) load_scales(tile, next);
-#pragma unroll
-            for (int t = 0; t < OWN; t++) {
-                float4 v = x[t * HALF_STRIDE + quad * QUAD_STRIDE];
-                const float column[4] = {v.x, v.y, v.z, v.w};
-                // Rows forwards and backwards in turn: with some numbers of tokens ptxas then finds better banks.
-#pragma unroll
-                for (int c = 0; c < 4; c++)
-#pragma unroll
-                    for (int i = 0; i < TILE_ROWS; i++) {
-                        int r = (OWN == 14 || OWN == 24 || (OWN == 12 && TYPE == BF16)) && t % 2 ? TILE_ROWS - 1 - i : i;
-                        sum[t][r] = fmaf(w[r][c], column[c], sum[t][r]);
-                    }
-            }
-#pragma unroll
-            for (int i = 0; i < PIECES; i++)
-                if (quad % SPAN == SPAN - 1 && quad / SPAN * PIECES + i < STAGED)
-                    stage(quad / SPAN * PIECES + i, half ^ 1, staging[i]);
+            for (int quad = 0; quad < HALF_QUADS; quad++) four_columns(tile, chunk, half, quad, next, last, staging);
         }
         __syncthreads();
+    }
+
+    // A quad of the half. As soon as a part's last weights are unpacked its registers take the part that comes BUFFERS later.
+    __device__ __forceinline__ void four_columns(const u8* tile, int chunk, int half, int quad, int next, int last,
+                                                 float4 (&staging)[PIECES]) {
+        static_assert(whole(), "a product is missing");
+        // STAGED pieces, spread over the quads.
+        constexpr int SPAN = STAGED >= HALF_QUADS ? 1 : HALF_QUADS / STAGED;
+#pragma unroll
+        for (int i = 0; i < PIECES; i++)
+            if (quad % SPAN == 0 && quad / SPAN * PIECES + i < STAGED)
+                staging[i] = fetch(quad / SPAN * PIECES + i, half ? next : chunk, half ^ 1, !half || chunk + 1 < last);
+        float w[TILE_ROWS][4];
+        int part = PARTS == 1 ? 0 : PARTS == 2 ? half : half * 2 + quad / 2;
+        Weights<TYPE>& own = weights[BUFFERS == 1 ? 0 : part % BUFFERS];
+        own.quad(factors, quad * 4, w);
+        bool done = PARTS == 1 ? half == 1 && quad == 3 : PARTS == 2 ? quad == 3 : quad % 2 == 1;
+        if (done && AHEAD) own = coming;
+        else if (done) load(own, tile, part + BUFFERS < PARTS ? chunk : next, (part + BUFFERS) % PARTS);
+        else if (PARTS == 1 && quad == 3) own.advance();
+        if (half == 1 && quad == 3) load_scales(tile, next);
+        const float4* x = &shared.x[half][warp() % SPLIT * OWN][k_lane()] + quad * QUAD_STRIDE;
+#pragma unroll
+        for (int t = 0; t < OWN; t++) {
+            float4 v = x[t * HALF_STRIDE];
+            const float column[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+            for (int i = 0; i < 16; i++) {
+                int c = column_of(t, i), r = row_of(t, i);
+                sum[t][r] = fmaf(w[r][c], column[c], sum[t][r]);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < PIECES; i++)
+            if (quad % SPAN == SPAN - 1 && quad / SPAN * PIECES + i < STAGED)
+                stage(quad / SPAN * PIECES + i, half ^ 1, staging[i]);
+    }
+
+    // The order of a token's products of four columns and rows decides which registers ptxas finds for them, and how often two
+    // of an FFMA are in one bank: column by column (or row by row), tokens beginning with different ones, and rows forwards
+    // and backwards in turn. Which tokens begin where is what loses least, of some thirty orders that were tried.
+    static constexpr bool BY_ROWS = OWN == 32 && (TYPE == Q4_1 || TYPE == Q4_K || TYPE == Q5_K);
+    static constexpr __host__ __device__ int first_of(int t) {
+        return OWN == 12 && (TYPE == Q4_0 || TYPE == Q4_1)   ? 0
+               : OWN < 28 || PARTS == 4                      ? t % 4
+               : OWN == 28                                   ? t & 2
+               : TYPE == Q8_0                                ? t % 2 * 3
+               : TYPE == Q4_1 || TYPE == Q5_K                ? t % 4
+                                                             : t % 2;
+    }
+    // Of token t's product i.
+    static constexpr __host__ __device__ int column_of(int t, int i) { return BY_ROWS ? inner(t, i) : outer(t, i); }
+    static constexpr __host__ __device__ int row_of(int t, int i) { return BY_ROWS ? outer(t, i) : inner(t, i); }
+    static constexpr __host__ __device__ int outer(int t, int i) { return i / 4 ^ first_of(t); }
+    static constexpr __host__ __device__ int inner(int t, int i) { return outer(t, i) % 2 ? 3 - i % 4 : i % 4; }
+    // Every product is among them.
+    static constexpr __host__ __device__ bool whole() {
+        for (int t = 0; t < OWN; t++) {
+            int seen = 0;
+            for (int i = 0; i < 16; i++) seen |= 1 << (column_of(t, i) * 4 + row_of(t, i));
+            if (seen != 0xffff) return false;
+        }
+        return true;
     }
 
     // The sums of chunks first..last of a stripe.
@@ -415,17 +451,20 @@ struct Stripes {
         __syncthreads();
     }
 
-    // Σ out² of each token over the stripe's rows; `tile` holds out.
+    // Σ out² of each token over every SQUARES_ROWS of the stripe's rows; `tile` holds out.
     __device__ __forceinline__ void leave_squares(int stripe) {
+        constexpr int STRIPE_PARTS = ROWS / SQUARES_ROWS;
         __syncthreads();
-        for (int token = warp(); token < p.tokens; token += WARPS) {
+        for (int i = warp(); i < p.tokens * STRIPE_PARTS; i += WARPS) {
+            int token = i / STRIPE_PARTS, part = stripe * STRIPE_PARTS + i % STRIPE_PARTS;
+            if (part * SQUARES_ROWS >= p.rows[0]) continue;
             float total = 0.0f;
-            for (int row = lane(); row < ROWS; row += 32) {
-                float v = shared.result.tile[token][row];
+            for (int row = lane(); row < SQUARES_ROWS; row += 32) {
+                float v = shared.result.tile[token][i % STRIPE_PARTS * SQUARES_ROWS + row];
                 total += v * v;
             }
             total = warp_sum(total);
-            if (lane() == 0) p.squares[stripe * p.tokens + token] = total;
+            if (lane() == 0) p.squares[part * p.tokens + token] = total;
         }
     }
 

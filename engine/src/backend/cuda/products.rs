@@ -93,11 +93,6 @@ impl Family {
         }
     }
 
-    /// Rows of a stripe of `skinny.cu`, whose squares are summed together.
-    fn squares_rows(self) -> usize {
-        if self == Self::Skinny(24) { 128 } else { LEAST_SQUARES_ROWS }
-    }
-
     fn kernel(self, dtype: DType) -> String {
         let suffix = suffix(dtype);
         match self {
@@ -165,12 +160,12 @@ impl Walk {
 const SHARED: usize = 44 << 10;
 const SM_SHARED: usize = 88 << 10;
 
-/// Fewest rows whose squares are summed together.
-const LEAST_SQUARES_ROWS: usize = 64;
+/// Rows whose squares are summed together: `SQUARES_ROWS` of `stripes.cuh`.
+const SQUARES_ROWS: usize = 64;
 
 /// Bytes of the sums of squares of rows of so many numbers.
 pub(super) fn squares_bytes(columns: usize) -> usize {
-    columns.div_ceil(LEAST_SQUARES_ROWS) * FUSED_BATCH * 4
+    columns.div_ceil(SQUARES_ROWS) * FUSED_BATCH * 4
 }
 
 /// Bytes of workspace that products take: two tiles of 128 by 128 sums for each block of `gemm.cu`, which is the most.
@@ -235,7 +230,7 @@ impl Products {
             hidden: state.hidden.pointer(),
             squares: state.squares.pointer(),
             next: if let Mode::AddNormed(weights) = mode { weights } else { 0 },
-            parts: if input.divided { first.columns.div_ceil(family.squares_rows()) as i32 } else { 0 },
+            parts: if input.divided { first.columns.div_ceil(SQUARES_ROWS) as i32 } else { 0 },
             ..Product::default()
         };
         let mut bytes = (input.tokens * first.columns * 4) as u64;
