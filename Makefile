@@ -135,7 +135,7 @@ bench-serving: ## What callers notice of each other: throughput, gaps, prefixes,
 	python3 scripts/bench-serving.py $(ARGS)
 
 bench-structured: ## What constrained decoding costs on this machine's CPU (MODEL=, ARGS=--check)
-	cargo bench --quiet -p m40llm-engine --bench structured -- "$(call fetched,$(MODEL))" $(ARGS)
+	cargo bench --quiet -p m40llm-engine --bench structured -- "$$(realpath "$(call fetched,$(MODEL))")" $(ARGS)
 
 cuda-toolchain: ## Install the compiler of the CUDA kernels into .cuda/ (nothing else of the system is touched)
 	@scripts/cuda-toolchain.sh compiler

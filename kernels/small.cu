@@ -7,7 +7,7 @@
 // Launch: as gemv.cuh says, with
 //   b2: W = 12, SPLIT = 1; b3, b4, b5: W = 8, SPLIT = 1; b6, b8, b10: W = 8, SPLIT = 2.
 // Y = ceil(slices / passes), passes = ceil(slices / most), where most = 8 / SPLIT, but for b2 4 where slices are at most 4, else
-// 6. Z = max(1, 4 / (Y * SPLIT)), with GATED 2 where it fits.
+// 6. Z = max(1, 4 / (Y * SPLIT)), with GATED 2 where no warp loses its place by that.
 #include "gemv.cuh"
 
 #define SMALL(NAME, TYPE, TOKENS, SPLIT, WARPS)                                                                   \

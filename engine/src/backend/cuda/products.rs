@@ -138,6 +138,9 @@ impl Walk {
         };
         let y = slices.div_ceil(slices.div_ceil(most)) * self.split;
         let z = (4 / y).max(if gated { 2 } else { 1 }).min(self.warps / y);
+        // Gate and up at once, but in turn where warps would have no place for that: four of twelve with two blocks of four.
+        let placed = |z: usize| self.warps / (y * z) * (y * z);
+        let z = if placed(z) < placed(1) { 1 } else { z };
         let abreast = if gated && z % 2 == 0 { z / 2 } else { z };
         let tiles = rows.iter().take(if gated { 1 } else { rows.len() }).map(|rows| rows.div_ceil(4));
         let units: usize = tiles.sum();
