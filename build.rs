@@ -81,13 +81,14 @@ mod cuda {
         Ok(parent.to_owned())
     }
 
-    /// Compiles on all cores; the first error in the order of the files is the one told.
+    /// Compiles on all cores, from the end: `small` and `skinny` take as long as all others, and one of them begun last
+    /// would leave the other cores idle. The first error in the order of the files is the one told.
     fn compile_all(sources: &[PathBuf], toolchain: &Toolchain, cache: &Path, out: &Path) -> Result<()> {
         let next = AtomicUsize::new(0);
         let results = Mutex::new(vec![Ok(()); sources.len()]);
         let worker = || loop {
-            let i = next.fetch_add(1, Ordering::Relaxed);
-            let Some(source) = sources.get(i) else { return };
+            let Some(i) = sources.len().checked_sub(1 + next.fetch_add(1, Ordering::Relaxed)) else { return };
+            let source = &sources[i];
             let result = compile(source, toolchain, cache, out);
             if let Ok(mut results) = results.lock() {
                 results[i] = result;

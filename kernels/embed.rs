@@ -26,7 +26,7 @@ pub(super) fn image(name: &str, out: &Path) -> Result<String, String> {
 }
 
 fn deflate(bytes: &[u8], to: &Path) -> Result<(), String> {
-    let mut encoder = DeflateEncoder::new(Vec::new(), Compression::best());
+    let mut encoder = DeflateEncoder::new(Vec::new(), Compression::default());
     let deflated = encoder.write_all(bytes).and_then(|()| encoder.finish());
     let written = deflated.and_then(|deflated| fs::write(to, deflated));
     written.map_err(|e| format!("cannot write {}: {e}", to.display()))

@@ -47,7 +47,7 @@ impl Attack {
             server.key().and_then(|key| key.strip_prefix("sk-m40-")).map(jsonwebtoken::decode_header);
         let kid = header.transpose()?.and_then(|header| header.kid).unwrap_or_default();
         let child = Command::new(std::env::current_exe()?)
-            .args(["attack", "--kind", name, "--addr", &server.addr.to_string(), "--kid", &kid])
+            .args(["attack", "--kind", name, "--addr", &server.addr.to_string(), &format!("--kid={kid}")])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
