@@ -216,9 +216,8 @@ impl Engine {
 
     /// Queues requests that go on from one prompt, all or none: it is computed and held once. Never blocks.
     pub fn submit_choices(&self, requests: Vec<GenerateRequest>) -> Result<Vec<Generation>, SubmitError> {
-        if self.inner.draining.load(Ordering::SeqCst) {
-            return Err(self.failure().map_or(SubmitError::Draining, SubmitError::Stopped));
-        }
+        // Until they have their places: who drains meanwhile does not find the engine idle.
+        let _admission = self.admit().map_err(|no| self.failure().map_or(no, SubmitError::Stopped))?;
         self.queue(requests)
     }
 

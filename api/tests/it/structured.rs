@@ -1,5 +1,8 @@
 //! Structured output over a real model, through the gateway.
 
+use std::{sync::Mutex, time::Instant};
+
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use crate::support::{post, served};
@@ -173,4 +176,24 @@ async fn what_cannot_be_enforced_is_refused() {
             assert!(message.contains(word) && !message.contains('\n'), "{body}: {message}");
         }
     }
+}
+
+/// On one thread: what compiled a grammar on it would keep all others from being read at all.
+#[tokio::test]
+async fn a_flood_of_costly_grammars_holds_up_nobody_else() {
+    let app = served();
+    let began = Instant::now();
+    let ended = Mutex::new(Vec::new());
+    let ask = async |costly: bool, body: Value| {
+        let answer = post(&app, "/v1/completions", &body).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        ended.lock().unwrap().push((costly, began.elapsed()));
+    };
+    let choices: Vec<_> = (0..7000).map(|n| format!("{n:x}")).collect();
+    let costly = (0..12).map(|_| ask(true, json!({"prompt": "x", "choice": choices, "max_tokens": 1})));
+    let plain = (0..4).map(|_| ask(false, json!({"prompt": "x", "max_tokens": 2})));
+    join_all(costly.chain(plain)).await;
+    let ended = ended.into_inner().unwrap();
+    let [last_costly, last_plain] = [true, false].map(|kind| ended.iter().rposition(|&(is, _)| is == kind));
+    assert!(last_plain < last_costly, "{ended:?}");
 }

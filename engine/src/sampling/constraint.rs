@@ -267,7 +267,9 @@ fn reason(matcher: &Matcher) -> &'static str {
         Some(words) if words.contains("lexer error") => {
             "it takes more time or memory to tell its texts apart than a request is allowed"
         }
-        Some(words) if words.contains("parser error") => "it is more ambiguous than a request is allowed",
+        Some(words) if words.contains("parser error") || words.contains("Parser Error") => {
+            "it is more ambiguous than a request is allowed"
+        }
         _ => "no text satisfies it",
     }
 }

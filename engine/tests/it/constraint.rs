@@ -72,6 +72,18 @@ fn a_choice_is_one_of_the_texts_and_ends_by_itself() {
 }
 
 #[test]
+fn a_choice_is_among_thousands_or_refused() {
+    let texts = |count: usize| (0..count).map(|n| format!("{n:x}")).collect::<Vec<_>>();
+    for count in [2_001, 7_000] {
+        let answer = answer(request("Say a word.", &Grammar::Choice(texts(count)), hot(count as u64)));
+        assert!(texts(count).contains(&answer.text), "{count}: {}", answer.text);
+        assert_eq!(answer.reason, FinishReason::Stop);
+    }
+    let error = engine().constrain(&Grammar::Choice(texts(9_000))).unwrap_err().to_string();
+    assert!(error.contains("65536 bytes"), "{error}");
+}
+
+#[test]
 fn json_follows_its_schema() {
     let schema = json!({
         "type": "object",

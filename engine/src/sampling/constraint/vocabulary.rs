@@ -15,6 +15,7 @@ use crate::text::Tokenizer;
 const STEP_LEXER_FUEL: u64 = 200_000;
 /// The same for the parser. Masks of JSON schemas take some hundreds of items; those of an ambiguous grammar cost the
 /// more the more ambiguous it is, seen up to 2 microseconds each: about 20 ms then.
+/// A row holds as many, so that what compiling takes is not given up at the first token: all choices that fit their text do.
 const STEP_ITEMS: usize = 10_000;
 /// States of one request's lexer, 1 to 2 KB each.
 const LEXER_STATES: usize = 25_000;
@@ -46,6 +47,7 @@ impl Vocabulary {
             initial_lexer_fuel: COMPILE_FUEL,
             step_lexer_fuel: STEP_LEXER_FUEL,
             step_max_items: STEP_ITEMS,
+            max_items_in_row: STEP_ITEMS,
             max_lexer_states: LEXER_STATES,
             max_grammar_size: GRAMMAR_SIZE,
             verbose_errors: false,
