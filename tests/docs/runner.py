@@ -56,8 +56,8 @@ serve() {
 m40llm() { if [ "$1" = run ]; then serve command m40llm "$@"; else command m40llm "$@"; fi; }
 make() {
     case $1 in
-    # make has an exit code of its own for what was stopped below it.
-    run) stopped=2 && serve command make -C "$TEST_ROOT" run ARGS="--addr 127.0.0.1:$TEST_PORT" ;;
+    # make hands the signal on, waits, and ends by it too: 128 and SIGTERM's number.
+    run) stopped=143 && serve command make -C "$TEST_ROOT" run ARGS="--addr 127.0.0.1:$TEST_PORT" ;;
     test) command make -C "$TEST_ROOT" --dry-run test >/dev/null ;;
     *) command make -C "$TEST_ROOT" "$@" ;;
     esac
