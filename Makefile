@@ -82,7 +82,7 @@ lint: cuda-toolchain ## Format, clippy with warnings as errors, GitHub's workflo
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets $(FEATURES),gpu-tests -- -D warnings
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo clippy -p m40llm --no-default-features -- -D warnings
+	cargo clippy -p m40llm --all-targets --no-default-features -- -D warnings
 	tests/workflows/run.sh
 
 audit: ## Dependencies: bans, licences, sources

@@ -32,10 +32,7 @@ mod cuda {
         path::{Path, PathBuf},
         process::Command,
         ptr,
-        sync::{
-            Mutex,
-            atomic::{AtomicUsize, Ordering},
-        },
+        sync::Mutex,
         thread,
     };
 
@@ -84,11 +81,10 @@ mod cuda {
     /// Compiles on all cores, from the end: `small` and `skinny` take as long as all others, and one of them begun last
     /// would leave the other cores idle. The first error in the order of the files is the one told.
     fn compile_all(sources: &[PathBuf], toolchain: &Toolchain, cache: &Path, out: &Path) -> Result<()> {
-        let next = AtomicUsize::new(0);
+        let open = Mutex::new(sources.iter().enumerate().rev());
         let results = Mutex::new(vec![Ok(()); sources.len()]);
         let worker = || loop {
-            let Some(i) = sources.len().checked_sub(1 + next.fetch_add(1, Ordering::Relaxed)) else { return };
-            let source = &sources[i];
+            let Some((i, source)) = open.lock().ok().and_then(|mut open| open.next()) else { return };
             let result = compile(source, toolchain, cache, out);
             if let Ok(mut results) = results.lock() {
                 results[i] = result;
